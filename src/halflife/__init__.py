@@ -1,0 +1,1 @@
+"""Halflife: how long does a click matter?"""

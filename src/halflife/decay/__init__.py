@@ -1,0 +1,1 @@
+"""Age to log-weight: the kernel contract, then one kernel a file, named as its yaml."""

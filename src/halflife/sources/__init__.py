@@ -1,0 +1,1 @@
+"""Raw log to Tables: one module and one `read` a data set."""

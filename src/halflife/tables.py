@@ -1,0 +1,131 @@
+"""Tables: the one shape every log is read into, its checks, and the split by the clock."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from halflife.errors import InputError
+
+ITEM_COLUMNS = {"item_id": pl.String, "text": pl.String, "category": pl.String, "published_s": pl.Int64}
+EVENT_COLUMNS = {"user_id": pl.String, "item_id": pl.String, "timestamp_s": pl.Int64, "kind": pl.String,
+                 "value": pl.Float32}
+IMPRESSION_COLUMNS = {"impression_id": pl.String, "user_id": pl.String, "timestamp_s": pl.Int64,
+                      "candidates": pl.List(pl.String), "labels": pl.List(pl.Int8)}
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A log as three frames, eager or lazy, and what it really holds.
+
+    Args:
+        items: `item_id, text, category, published_s` (null where the log does not say when it appeared).
+        events: `user_id, item_id, timestamp_s, kind, value`: past clicks, views, buys, ratings. A log whose
+            histories have an order but no times gives any increasing `timestamp_s` that lies before its
+            impressions, and says `has_click_times=False`.
+        impressions: `impression_id, user_id, timestamp_s, candidates, labels` (1 clicked), or None where the log
+            has none: the Store then makes one impression per user and moment, with sampled negatives.
+        has_click_times: whether an age in days can be computed for the events of a history.
+        has_dwell: whether `value` is a dwell time in seconds.
+        truth: what a simulator knows and a log never does: planted parameters, and per impression the true
+            probabilities (`impression_id, probabilities`) under `probabilities`.
+        dropped: rows left out by the reader, by reason, for the data card.
+    """
+
+    items: pl.LazyFrame | pl.DataFrame
+    events: pl.LazyFrame | pl.DataFrame
+    impressions: pl.LazyFrame | pl.DataFrame | None
+    has_click_times: bool
+    has_dwell: bool = False
+    truth: dict[str, Any] | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def has_impressions(self) -> bool:
+        """Whether candidates and labels were logged, rather than sampled."""
+        return self.impressions is not None
+
+
+def check_columns(name: str, frame: pl.LazyFrame | pl.DataFrame, columns: dict[str, Any]) -> pl.LazyFrame:
+    """Select and cast the contract's columns of one frame; a missing one is an error that names it.
+
+    Raises:
+        InputError: when a column is missing.
+    """
+    lazy = frame.lazy()
+    have = lazy.collect_schema().names()
+    missing = [c for c in columns if c not in have and c != "published_s"]
+    if missing:
+        raise InputError(
+            f"{name} must have the columns {', '.join(columns)}, got {', '.join(have)}; add {', '.join(missing)}"
+        )
+    if "published_s" in columns and "published_s" not in have:
+        lazy = lazy.with_columns(published_s=pl.lit(None, dtype=pl.Int64))
+    return lazy.select(pl.col(c).cast(dtype) for c, dtype in columns.items())
+
+
+def check_times(name: str, first_s: int, last_s: int) -> None:
+    """Refuse times that cannot be Unix seconds of the past.
+
+    Args:
+        name: the table, for the message.
+        first_s, last_s: the smallest and largest `timestamp_s`.
+
+    Raises:
+        InputError: for milliseconds, microseconds, the future, or times before 1970.
+    """
+    tomorrow = int(time.time()) + DAY_S
+    if last_s > tomorrow:
+        for unit, factor in (("milliseconds", 1_000), ("microseconds", 1_000_000), ("nanoseconds", 1_000_000_000)):
+            if 0 < first_s // factor and last_s // factor <= tomorrow and first_s > 10**8 * factor:
+                raise InputError(
+                    f"{name}.timestamp_s must be Unix time (seconds), got {last_s}, which are {unit}; "
+                    f"divide the column by {factor}"
+                )
+        raise InputError(
+            f"{name}.timestamp_s must lie in the past (Unix seconds), got {last_s}; "
+            "remove the rows from the future or correct their unit"
+        )
+    if first_s < 0:
+        raise InputError(
+            f"{name}.timestamp_s must be at least 0 (Unix seconds), got {first_s}; remove the rows or correct them"
+        )
+
+
+def split_by_time(timestamps_s: Any, val: float, test: float) -> tuple[int, int]:
+    """Cut time-sorted impressions into train < val < test on one global timeline.
+
+    Impressions that share a second stay on one side, so that no moment is split.
+
+    Args:
+        timestamps_s: sorted int64 array, one entry an impression.
+        val, test: fractions of the impressions, each in (0, 1).
+
+    Returns:
+        The row where val starts and the row where test starts.
+
+    Raises:
+        InputError: when a split would be empty.
+
+    >>> import numpy as np
+    >>> split_by_time(np.arange(10), val=0.2, test=0.2)
+    (6, 8)
+    """
+    import numpy as np
+
+    n = len(timestamps_s)
+    if n == 0:
+        raise InputError("data must have at least 3 impressions, got 0; loosen the filters of the data config")
+    cut = [int(np.searchsorted(timestamps_s, timestamps_s[min(int(round(n * f)), n - 1)]))
+           for f in (1 - val - test, 1 - test)]
+    sizes = {"train": cut[0], "val": cut[1] - cut[0], "test": n - cut[1]}
+    for name, size in sizes.items():
+        if size <= 0:
+            raise InputError(
+                f"data.split must leave every part at least 1 impression, got {name}=0 of {n}; "
+                "give a larger fraction or a longer log"
+            )
+    return cut[0], cut[1]
