@@ -27,8 +27,16 @@ def near(name: str, options: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(names)}"
 
 
-def number(name: str, value: Any, unit: str, *, above: float | None = None, at_least: float | None = None,
-           at_most: float | None = None, hint: str = "") -> float:
+def number(
+    name: str,
+    value: Any,
+    unit: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    hint: str = "",
+) -> float:
     """Check that a setting is a finite number in its range, and return it as a float.
 
     Args:
@@ -47,8 +55,11 @@ def number(name: str, value: Any, unit: str, *, above: float | None = None, at_l
     Traceback (most recent call last):
     halflife.errors.InputError: decay.half_life_days must be a number above 0 (days), got -1; give a number above 0
     """
-    bounds = [f"above {above:g}" if above is not None else "", f"at least {at_least:g}" if at_least is not None else "",
-              f"at most {at_most:g}" if at_most is not None else ""]
+    bounds = [
+        f"above {above:g}" if above is not None else "",
+        f"at least {at_least:g}" if at_least is not None else "",
+        f"at most {at_most:g}" if at_most is not None else "",
+    ]
     rule = "a number " + (" and ".join(b for b in bounds if b) or "that is finite")
     ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     ok = ok and (above is None or value > above) and (at_least is None or value >= at_least)

@@ -9,10 +9,20 @@ import polars as pl
 from halflife.errors import InputError
 
 ITEM_COLUMNS = {"item_id": pl.String, "text": pl.String, "category": pl.String, "published_s": pl.Int64}
-EVENT_COLUMNS = {"user_id": pl.String, "item_id": pl.String, "timestamp_s": pl.Int64, "kind": pl.String,
-                 "value": pl.Float32}
-IMPRESSION_COLUMNS = {"impression_id": pl.String, "user_id": pl.String, "timestamp_s": pl.Int64,
-                      "candidates": pl.List(pl.String), "labels": pl.List(pl.Int8)}
+EVENT_COLUMNS = {
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "timestamp_s": pl.Int64,
+    "kind": pl.String,
+    "value": pl.Float32,
+}
+IMPRESSION_COLUMNS = {
+    "impression_id": pl.String,
+    "user_id": pl.String,
+    "timestamp_s": pl.Int64,
+    "candidates": pl.List(pl.String),
+    "labels": pl.List(pl.Int8),
+}
 
 DAY_S = 86_400
 
@@ -79,7 +89,11 @@ def check_times(name: str, first_s: int, last_s: int) -> None:
     """
     tomorrow = int(time.time()) + DAY_S
     if last_s > tomorrow:
-        for unit, factor in (("milliseconds", 1_000), ("microseconds", 1_000_000), ("nanoseconds", 1_000_000_000)):
+        for unit, factor in (
+            ("milliseconds", 1_000),
+            ("microseconds", 1_000_000),
+            ("nanoseconds", 1_000_000_000),
+        ):
             if 0 < first_s // factor and last_s // factor <= tomorrow and first_s > 10**8 * factor:
                 raise InputError(
                     f"{name}.timestamp_s must be Unix time (seconds), got {last_s}, which are {unit}; "
@@ -118,9 +132,13 @@ def split_by_time(timestamps_s: Any, val: float, test: float) -> tuple[int, int]
 
     n = len(timestamps_s)
     if n == 0:
-        raise InputError("data must have at least 3 impressions, got 0; loosen the filters of the data config")
-    cut = [int(np.searchsorted(timestamps_s, timestamps_s[min(int(round(n * f)), n - 1)]))
-           for f in (1 - val - test, 1 - test)]
+        raise InputError(
+            "data must have at least 3 impressions, got 0; loosen the filters of the data config"
+        )
+    cut = [
+        int(np.searchsorted(timestamps_s, timestamps_s[min(int(round(n * f)), n - 1)]))
+        for f in (1 - val - test, 1 - test)
+    ]
     sizes = {"train": cut[0], "val": cut[1] - cut[0], "test": n - cut[1]}
     for name, size in sizes.items():
         if size <= 0:
