@@ -7,7 +7,8 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """The user's input is wrong; the message is one sentence: `NAME must be RULE (unit), got VALUE; WHAT TO DO`.
+    """The user's input is wrong; the message is one sentence: `NAME must be RULE (unit), got VALUE; WHAT TO
+    DO`.
 
     The command line prints it alone and exits with code 2. Any other exception is a defect of ours and keeps
     its traceback.
@@ -53,7 +54,8 @@ def number(
     5.0
     >>> number("decay.half_life_days", -1, "days", above=0)
     Traceback (most recent call last):
-    halflife.errors.InputError: decay.half_life_days must be a number above 0 (days), got -1; give a number above 0
+    halflife.errors.InputError: decay.half_life_days must be a number above 0 (days), got -1; give a number
+    above 0
     """
     bounds = [
         f"above {above:g}" if above is not None else "",

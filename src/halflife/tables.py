@@ -36,7 +36,8 @@ class Tables:
         events: `user_id, item_id, timestamp_s, kind, value`: past clicks, views, buys, ratings. A log whose
             histories have an order but no times gives any increasing `timestamp_s` that lies before its
             impressions, and says `has_click_times=False`.
-        impressions: `impression_id, user_id, timestamp_s, candidates, labels` (1 clicked), or None where the log
+        impressions: `impression_id, user_id, timestamp_s, candidates, labels` (1 clicked), or None where the
+            log
             has none: the Store then makes one impression per user and moment, with sampled negatives.
         has_click_times: whether an age in days can be computed for the events of a history.
         has_dwell: whether `value` is a dwell time in seconds.
@@ -70,7 +71,8 @@ def check_columns(name: str, frame: pl.LazyFrame | pl.DataFrame, columns: dict[s
     missing = [c for c in columns if c not in have and c != "published_s"]
     if missing:
         raise InputError(
-            f"{name} must have the columns {', '.join(columns)}, got {', '.join(have)}; add {', '.join(missing)}"
+            f"{name} must have the columns {', '.join(columns)}, got {', '.join(have)}; add "
+            f"{', '.join(missing)}"
         )
     if "published_s" in columns and "published_s" not in have:
         lazy = lazy.with_columns(published_s=pl.lit(None, dtype=pl.Int64))
@@ -94,7 +96,7 @@ def check_times(name: str, first_s: int, last_s: int) -> None:
             ("microseconds", 1_000_000),
             ("nanoseconds", 1_000_000_000),
         ):
-            if 0 < first_s // factor and last_s // factor <= tomorrow and first_s > 10**8 * factor:
+            if first_s // factor > 0 and last_s // factor <= tomorrow and first_s > 10**8 * factor:
                 raise InputError(
                     f"{name}.timestamp_s must be Unix time (seconds), got {last_s}, which are {unit}; "
                     f"divide the column by {factor}"
@@ -105,7 +107,8 @@ def check_times(name: str, first_s: int, last_s: int) -> None:
         )
     if first_s < 0:
         raise InputError(
-            f"{name}.timestamp_s must be at least 0 (Unix seconds), got {first_s}; remove the rows or correct them"
+            f"{name}.timestamp_s must be at least 0 (Unix seconds), got {first_s}; remove the rows or "
+            "correct them"
         )
 
 
@@ -136,7 +139,7 @@ def split_by_time(timestamps_s: Any, val: float, test: float) -> tuple[int, int]
             "data must have at least 3 impressions, got 0; loosen the filters of the data config"
         )
     cut = [
-        int(np.searchsorted(timestamps_s, timestamps_s[min(int(round(n * f)), n - 1)]))
+        int(np.searchsorted(timestamps_s, timestamps_s[min(round(n * f), n - 1)]))
         for f in (1 - val - test, 1 - test)
     ]
     sizes = {"train": cut[0], "val": cut[1] - cut[0], "test": n - cut[1]}

@@ -1,33 +1,55 @@
 """The kernel contract: age in, log-weight out."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from halflife.errors import number
+from halflife.errors import InputError, number
 
 LN2 = math.log(2.0)
+
+LEAST_WEIGHT = 1e-6
+"""What stands for a weight of exactly 0, whose logarithm and gradient would not be finite."""
+
+LARGEST_AGE = 1e9
+"""Where ages end, so that padding of age +∞ has a finite log-weight and no NaN in its gradient."""
 
 
 class Kernel(nn.Module):
     """How much a past click still weighs at a given age: log w(age) ≤ 0, with w(0) = 1.
 
-    A kernel never normalises over a history: that is the interest model's choice, since it changes what can be
-    learned. Its scale is `half_life_days`, the age at which the decaying part of a weight has halved, whatever
-    the family, so that one number means one thing in every sweep. Where ages are ranks (`data.age=rank`), the
-    same number is a rank.
+    A kernel never normalises over a history: that is the interest model's choice, since it changes what can
+    be learned. Its scale is `half_life_days`, the age at which the decaying part of a weight has halved,
+    whatever the family, so that one number means one thing in every sweep. Where ages are ranks
+    (`data.age=rank`), the same number is a rank.
 
-    Subclasses implement `log_weight`, and register what they learn with `positive_parameter`.
+    Subclasses implement `log_weight`, and register what they learn with `positive_parameter`. What deviates
+    from w > 0, w(0) = 1 or never rising says so in the flags below; log w ≤ 0 and finite holds for all.
     """
 
     signed = False
-    """True for a kernel whose weights may be negative; `log_weight` is then the log of the absolute weight."""
+    """True for a kernel whose weights may be negative: `log_weight` is then that of the absolute weight."""
+
+    monotone = True
+    """False for a kernel whose weight may rise with age."""
+
+    starts_at_one = True
+    """False for a kernel with w(0) ≠ 1."""
+
+    ranks = False
+    """True for a kernel that reads only the order of the ages in a row: its half-life is in ranks."""
 
     @property
     def half_life(self) -> Tensor | None:
         """The half-life in the unit of the ages, a scalar with gradient, or None where a kernel has none."""
         return None
+
+    @property
+    def floor(self) -> Tensor | float:
+        """The long-term part of the weight that never decays, in [0, 1); the half-life leaves it out."""
+        return 0.0
 
     def log_weight(self, age: Tensor) -> Tensor:
         """log w(age), of the shape of `age`.
@@ -37,9 +59,36 @@ class Kernel(nn.Module):
         """
         raise NotImplementedError
 
+    def sign(self, age: Tensor) -> Tensor:
+        """The sign of the weight, ±1, of the shape of `age`: w = sign · exp(log_weight)."""
+        return torch.ones_like(age)
+
     def forward(self, age: Tensor) -> Tensor:
-        """The same as `log_weight`: a kernel is its log-weight."""
-        return self.log_weight(age)
+        """A kernel is its log-weight: `log_weight`, in float32 at least, returned in the type of `age`.
+
+        Half-precision ages are widened first: their logarithms and powers would lose all digits. The result
+        is finite in their type too (float16 ends at −65504), also for padding, whose age may be +∞: what it
+        weighs is the interest model's to mask.
+        """
+        if age.dtype not in (torch.float16, torch.bfloat16):
+            return self.log_weight(age.clamp(max=LARGEST_AGE))
+        log_weight = self.log_weight(age.float().clamp(max=LARGEST_AGE))
+        return log_weight.clamp(min=torch.finfo(age.dtype).min).to(age.dtype)
+
+
+def trainable(name: str, start: Tensor, learn: bool) -> nn.Parameter:
+    """A parameter that the optimizer moves when `learn` is true.
+
+    Raises:
+        InputError: when `learn` is neither true nor false; a mistyped word would otherwise count as true.
+
+    >>> trainable("decay.alpha", torch.zeros(1), "flase")
+    Traceback (most recent call last):
+    halflife.errors.InputError: learning decay.alpha must be true or false, got flase; set its key so
+    """
+    if not isinstance(learn, bool):
+        raise InputError(f"learning {name} must be true or false, got {learn}; set its key so")
+    return nn.Parameter(start, requires_grad=learn)
 
 
 def positive_parameter(name: str, value: float, unit: str, learn: bool) -> nn.Parameter:
@@ -55,10 +104,71 @@ def positive_parameter(name: str, value: float, unit: str, learn: bool) -> nn.Pa
         The parameter log(value), float32, scalar.
 
     Raises:
-        InputError: when the value is not a number above 0.
+        InputError: when the value is not a number above 0, or `learn` neither true nor false.
 
     >>> round(positive_parameter("decay.half_life_days", 5.0, "days", learn=True).exp().item(), 3)
     5.0
     """
     start = number(name, value, unit, above=0)
-    return nn.Parameter(torch.tensor(math.log(start)), requires_grad=bool(learn))
+    return trainable(name, torch.tensor(math.log(start)), learn)
+
+
+def share_parameter(name: str, value: float, unit: str, learn: bool) -> nn.Parameter:
+    """A scalar in [0, 1) held as its logit, so that a gradient step never leaves the domain.
+
+    Args:
+        name: the setting as the user typed it, for the message.
+        value: the start (or fixed) value, in [0, 1); above 0 to be learned, since the logit of 0 is −∞.
+        unit: of the value, for the message.
+        learn: whether the optimizer moves it.
+
+    Returns:
+        The parameter logit(value), float32, scalar.
+
+    Raises:
+        InputError: when the value is out of range, or 0 and to be learned, or `learn` neither true nor false.
+
+    >>> round(share_parameter("decay.floor", 0.25, "share of the weight", learn=True).sigmoid().item(), 3)
+    0.25
+    """
+    start = number(name, value, unit, at_least=0, hint="give a number from 0 up to, but without, 1")
+    if start >= 1 or (learn and start == 0):
+        rule = "above 0 and below 1 to be learned" if learn else "at least 0 and below 1"
+        raise InputError(f"{name} must be a number {rule} ({unit}), got {value}; give a number {rule}")
+    return trainable(name, torch.tensor(start).logit(), learn)
+
+
+def count(name: str, value: Any, at_least: int) -> int:
+    """Check that a setting is a whole number, and return it.
+
+    Raises:
+        InputError: when the value is not a whole number, or below `at_least`.
+
+    >>> count("decay.buckets", 1, at_least=2)
+    Traceback (most recent call last):
+    halflife.errors.InputError: decay.buckets must be a whole number (count), got 1; give 2 or more
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise InputError(f"{name} must be a whole number (count), got {value}; give {at_least} or more")
+    return value
+
+
+def log_expm1(x: Tensor) -> Tensor:
+    """log(eˣ − 1) for x > 0, without overflow at large x or cancellation at small x.
+
+    >>> log_expm1(torch.tensor([0.001, 1.0, 50.0]))
+    tensor([-6.9073,  0.5413, 50.0000])
+    """
+    return x + torch.log(-torch.expm1(-x))
+
+
+def log_ratio(age: Tensor, scale: Tensor) -> Tensor:
+    """log(age / scale), where age 0 stands for the smallest positive number.
+
+    The logarithm of 0 would be −∞ and its gradient NaN. What a power of the ratio then makes of age 0 is only
+    near its limit, so a kernel writes the exact value there with `torch.where`.
+
+    >>> log_ratio(torch.tensor([0.0, 2.0]), torch.tensor(2.0))
+    tensor([-88.0297,   0.0000])
+    """
+    return age.clamp(min=torch.finfo(age.dtype).tiny).log() - scale.log()

@@ -1,0 +1,377 @@
+"""Store to Batch: each distinct item once, histories as ranges, and the one DataModule."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from halflife.errors import InputError, choice, number
+from halflife.negatives import Negatives
+from halflife.store import Store, open_or_build
+from halflife.tables import DAY_S, Tables, split_by_time
+
+Array = NDArray[Any]
+
+PAD_AGE = 1e6
+"""Age of a padded place: old enough to rank behind every click, small enough to square in float32."""
+
+BUCKET_BATCHES = (
+    16  # impressions are sorted by length within this many batches, so batches stay nearly random
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step needs, each distinct item once.
+
+    Shape: U distinct items, T tokens of all of them on end, B impressions, H places of the longest history, C
+    candidates of the largest impression.
+
+    Args:
+        item: (U,) int64, catalogue indices, ascending.
+        tokens: (T,) int64, token ids of the distinct items on end, or None where nobody reads text.
+        token_length: (U,) int64, tokens of each distinct item, or None.
+        history: (B, H) int64, places in `item`, oldest first, padded behind.
+        history_mask: (B, H) bool, True where real.
+        age: (B, H) float32, days between click and prediction (ranks under `data.age=rank`: 0 is the newest).
+        candidates: (B, C) int64, places in `item`.
+        candidate_mask: (B, C) bool.
+        label: (B, C) float32, 1 clicked.
+        impression: (B,) int64, row of the Store.
+        user: (B,) int64, user index.
+    """
+
+    item: Tensor
+    tokens: Tensor | None
+    token_length: Tensor | None
+    history: Tensor
+    history_mask: Tensor
+    age: Tensor
+    candidates: Tensor
+    candidate_mask: Tensor
+    label: Tensor
+    impression: Tensor
+    user: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self, **{k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if v is not None}
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory, for a faster copy to a GPU."""
+        have = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in have.items() if v is not None})
+
+    def __len__(self) -> int:
+        return len(self.impression)
+
+
+def ranges(start: Array, length: Array) -> tuple[Array, Array]:
+    """Padded indices of ranges: row r is start[r], start[r] + 1, … and then repeats its first place.
+
+    Returns:
+        index and mask, both (rows, longest), at least one column wide.
+
+    >>> index, mask = ranges(np.array([3, 9]), np.array([2, 1]))
+    >>> index.tolist(), mask.tolist()
+    ([[3, 4], [9, 9]], [[True, True], [True, False]])
+    """
+    place = np.arange(max(1, int(length.max(initial=0))))
+    mask = place < length[:, None]
+    return np.where(mask, start[:, None] + place, start[:, None]), mask
+
+
+class Impressions(Dataset[Batch]):
+    """Rows of the Store, asked for a batch at a time.
+
+    Args:
+        store: the log.
+        max_history: a longer history keeps its newest clicks.
+        age: `days` or `rank`.
+        tokens: (ids, start) of the catalogue, or None.
+    """
+
+    def __init__(self, store: Store, max_history: int, age: str, tokens: tuple[Array, Array] | None) -> None:
+        self.store, self.max_history, self.age, self.tokens = store, max_history, age, tokens
+
+    def lengths(self, rows: Array) -> Array:
+        """Clicks in the history of each row, after the cut to `max_history`."""
+        end = self.store.history_end[rows]
+        return np.minimum(end - self.store.user_start[self.store.impression_user[rows]], self.max_history)
+
+    def __getitem__(self, rows: Array) -> Batch:
+        """The Batch of these rows; no Python loop over impressions."""
+        store = self.store
+        rows = np.asarray(rows)
+        end, length = store.history_end[rows], self.lengths(rows)
+        index, mask = ranges(end - length, length)
+        # a reader without any click points at place 0, behind a mask
+        index = np.clip(index, 0, len(store.event_item) - 1)
+        history = store.event_item[index]
+        if self.age == "days":
+            # int64 first: float32 cannot hold seconds since 1970
+            age = (store.impression_time[rows][:, None] - store.event_time[index]) / np.float32(DAY_S)
+        else:
+            age = (length[:, None] - 1 - np.arange(index.shape[1])).astype(np.float32)
+        first = store.candidate_start[rows]
+        shown, shown_mask = ranges(first, store.candidate_start[rows + 1] - first)
+        candidates = store.candidate_item[shown]
+
+        item, place = np.unique(np.concatenate([history[mask], candidates[shown_mask]]), return_inverse=True)
+        history_place, candidate_place = np.zeros(mask.shape, np.int64), np.zeros(shown_mask.shape, np.int64)
+        n = int(mask.sum())
+        history_place[mask], candidate_place[shown_mask] = place[:n], place[n:]
+        tokens, token_length = self._tokens(item)
+        return Batch(
+            item=torch.from_numpy(item.astype(np.int64)),
+            tokens=tokens,
+            token_length=token_length,
+            history=torch.from_numpy(history_place),
+            history_mask=torch.from_numpy(mask),
+            age=torch.from_numpy(np.where(mask, age, PAD_AGE).astype(np.float32)),
+            candidates=torch.from_numpy(candidate_place),
+            candidate_mask=torch.from_numpy(shown_mask),
+            label=torch.from_numpy(np.where(shown_mask, store.candidate_label[shown], 0).astype(np.float32)),
+            impression=torch.from_numpy(rows.astype(np.int64)),
+            user=torch.from_numpy(store.impression_user[rows].astype(np.int64)),
+        )
+
+    def _tokens(self, item: Array) -> tuple[Tensor | None, Tensor | None]:
+        """Token ids of the distinct items on end, and their lengths."""
+        if self.tokens is None:
+            return None, None
+        ids, start = self.tokens
+        first, length = start[item], start[item + 1] - start[item]
+        at = np.repeat(first - (np.cumsum(length) - length), length) + np.arange(int(length.sum()))
+        return torch.from_numpy(ids[at].astype(np.int64)), torch.from_numpy(np.asarray(length))
+
+
+class BatchRows(Sampler[Array]):
+    """Rows of each batch: a pure function of seed, epoch and rank, so a resumed run sees what it would have
+    seen.
+
+    Args:
+        rows: the split's rows.
+        lengths: history length of each row, for bucketing; None keeps the order of time.
+        batch_size: impressions a batch and process.
+        seed: of the shuffle.
+        rank, world: this process and how many there are. In training every process gets as many batches; in
+            evaluation every row is seen exactly once, so metrics count nothing twice.
+    """
+
+    def __init__(
+        self, rows: Array, lengths: Array | None, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        self.skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        n = -(-len(self.rows) // self.batch_size)
+        if self.lengths is None:
+            return len(range(self.rank, n, self.world))
+        return max(n // self.world, 1)
+
+    def __iter__(self) -> Iterator[Array]:
+        skip, self.skip = self.skip, 0  # a resumed epoch goes on behind the batches it had
+        yield from self.batches()[skip:]
+
+    def batches(self) -> list[Array]:
+        """This process's batches of the current epoch."""
+        if self.lengths is None:
+            parts = np.array_split(self.rows, range(self.batch_size, len(self.rows), self.batch_size))
+            return parts[self.rank :: self.world]
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.rows))
+        chunk = self.batch_size * BUCKET_BATCHES
+        chunks = (order[i : i + chunk] for i in range(0, len(order), chunk))
+        order = np.concatenate([c[np.argsort(self.lengths[c], kind="stable")] for c in chunks])
+        parts = np.array_split(self.rows[order], range(self.batch_size, len(order), self.batch_size))
+        shuffled = [parts[i] for i in rng.permutation(len(parts))]
+        if len(shuffled) < self.world:
+            raise InputError(
+                f"data.batch_size must leave each of {self.world} processes a batch (impressions), got "
+                f"{self.batch_size} for {len(self.rows)}; give a smaller one"
+            )
+        return shuffled[self.rank :: self.world][: len(self)]
+
+
+class DataModule(pl.LightningDataModule):
+    """One log, from its files to batches.
+
+    Args:
+        source: a `read` function of `halflife.sources` with its settings.
+        root: the folder of the log's files; None where there are none.
+        files: globs below `root`; each must match a file.
+        cache_dir: where Stores are kept.
+        negatives: how to draw negatives; None for a log with impressions.
+        split: the fractions `val` and `test` of the impressions, the newest.
+        age: `days`, or `rank` for a log whose clicks have an order but no times.
+        max_history: a longer history keeps its newest clicks, at least 1.
+        min_history: impressions with fewer past clicks are left out of every split.
+        batch_size, eval_batch_size: impressions a step and process.
+        num_workers: loader processes.
+        seed: of the shuffle.
+
+    Raises:
+        InputError: for a setting out of range, a missing file, an empty split.
+    """
+
+    def __init__(
+        self,
+        source: "partial[Tables]",
+        root: str | None,
+        files: list[str],
+        cache_dir: str,
+        negatives: Negatives | None,
+        split: dict[str, float],
+        age: str,
+        max_history: int,
+        min_history: int,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.source, self.root, self.files, self.negatives = source, root, list(files), negatives
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.age = choice("data.age", age, ["days", "rank"])
+        self.val_share = number("data.split.val", split["val"], "fraction", above=0, at_most=0.8)
+        self.test_share = number("data.split.test", split["test"], "fraction", above=0, at_most=0.8)
+        number("data.split.val + data.split.test", self.val_share + self.test_share, "fraction", at_most=0.95)
+        self.max_history = int(number("data.max_history", max_history, "clicks", at_least=1))
+        self.min_history = int(number("data.min_history", min_history, "clicks", at_least=0))
+        self.batch_size = int(number("data.batch_size", batch_size, "impressions", at_least=1))
+        self.eval_batch_size = int(number("data.eval_batch_size", eval_batch_size, "impressions", at_least=1))
+        self.num_workers = int(number("data.num_workers", num_workers, "processes", at_least=0))
+        self.tokens: tuple[Array, Array] | None = None
+        """Token ids of the catalogue, set by the run whose encoder reads them in training."""
+        self.seed = int(number("seed", seed, "integer", at_least=0))
+        self._store: Store | None = None
+        self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
+
+    @property
+    def store(self) -> Store:
+        """The log's Store, built at first use."""
+        if self._store is None:
+            store = open_or_build(self.source, self._paths(), self.negatives, self.cache_dir)
+            if self.age == "days" and not store.about["has_click_times"]:
+                raise InputError(
+                    "data.age must be rank for a log without click times, got days; add data.age=rank, and "
+                    "the "
+                    "half-life is then counted in clicks"
+                )
+            self._store = store
+        return self._store
+
+    @property
+    def unit(self) -> str:
+        """The unit of ages and half-lives, as every name says it: `days` or `rank`."""
+        return self.age
+
+    def _paths(self) -> list[Path]:
+        """The log's files, in order of glob and name."""
+        if not self.files:
+            return []
+        if self.root is None or not Path(self.root).expanduser().is_dir():
+            raise InputError(
+                f"data.root must be the folder that holds {', '.join(self.files)}, got {self.root}; give its "
+                "path"
+            )
+        root = Path(self.root).expanduser()
+        found = {pattern: sorted(p for p in root.glob(pattern) if p.is_file()) for pattern in self.files}
+        for pattern, paths in found.items():
+            if not paths:
+                raise InputError(
+                    f"data.root must hold {pattern}, got {root} without it; put the file there or correct "
+                    "data.root"
+                )
+        return [p for paths in found.values() for p in paths]
+
+    def rows(self, split: str) -> Array:
+        """Rows of the Store in a split, those with at least `min_history` past clicks."""
+        val, test = split_by_time(self.store.impression_time, self.val_share, self.test_share)
+        low, high = {"train": (0, val), "val": (val, test), "test": (test, len(self.store.impression_time))}[
+            split
+        ]
+        rows = np.arange(low, high)
+        length = self.store.history_end[rows] - self.store.user_start[self.store.impression_user[rows]]
+        rows = rows[length >= self.min_history]
+        if len(rows) == 0:
+            raise InputError(
+                f"data.split must leave {split} at least 1 impression with {self.min_history} past "
+                "clicks, got 0 of "
+                f"{high - low}; lower data.min_history or give a larger fraction"
+            )
+        return rows
+
+    def impressions(self, with_tokens: bool = True) -> Impressions:
+        """The whole log as a dataset of batches; without tokens where vectors are looked up."""
+        return Impressions(self.store, self.max_history, self.age, self.tokens if with_tokens else None)
+
+    def _loader(self, split: str) -> DataLoader[Batch]:
+        train = split == "train"
+        rows = self.rows(split)
+        dataset = self.impressions(with_tokens=train)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        size = self.batch_size if train else self.eval_batch_size
+        sampler = BatchRows(rows, dataset.lengths(rows) if train else None, size, self.seed, rank, world)
+        if train:
+            sampler.epoch, sampler.skip = self._resume["epoch"], self._resume["batches"]
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def sample(self, split: str, most: int = 20_000) -> Iterator[Batch]:
+        """Batches without tokens of at most so many rows, evenly spread over a split."""
+        rows = self.rows(split)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
+        dataset = self.impressions(with_tokens=False)
+        for part in BatchRows(rows, None, self.eval_batch_size, self.seed):
+            yield dataset[part]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled within buckets of like history length."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """In the order of time, every row once."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """In the order of time, every row once."""
+        return self._loader("test")
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the epoch stands, so that a run killed inside one goes on behind its last batch."""
+        if self.trainer is None:
+            return dict(self._resume)
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        done = 0 if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch else progress.completed
+        return {"epoch": self.trainer.current_epoch, "batches": done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._resume = dict(state_dict)

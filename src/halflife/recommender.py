@@ -1,0 +1,245 @@
+"""The one LightningModule: items → vectors → faded interest → scores, and what is learned from them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MetricCollection
+
+from halflife.batches import Batch
+from halflife.decay.kernel import Kernel
+from halflife.encoders.ids import IdEmbedding
+from halflife.encoders.text import TextEncoder
+from halflife.errors import InputError, choice, number
+from halflife.interest import Attention, Pool
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Recommender(pl.LightningModule):
+    """Predicts the next click from faded past ones.
+
+    Args:
+        encoder: items to vectors.
+        decay: age to log-weight.
+        interest: vectors and log-weights to scores.
+        loss: scores, labels and mask to a scalar.
+        metrics: computed on validation and test, by name.
+        head_lr: learning rate of the projection and the interest model.
+        decay_lr: learning rate of the decay parameters, which are logarithms: 0.05 moves a half-life 5 % a
+            step.
+        weight_decay: of matrices; never of decay parameters, which it would pull towards one unit.
+        warmup_steps: steps of linear rise to the full learning rates.
+        schedule: behind the rise: `constant`, `linear` or `cosine`, to 0 at the end.
+        schedule_epochs: the epoch at which `linear` and `cosine` reach 0.
+        seed: of dropout, with the step: a resumed run draws what it would have drawn.
+        unit: `days` or `rank`, for names.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder | IdEmbedding,
+        decay: Kernel,
+        interest: Pool | Attention,
+        loss: Loss,
+        metrics: dict[str, Any],
+        head_lr: float,
+        decay_lr: float,
+        weight_decay: float,
+        warmup_steps: int,
+        schedule: str,
+        schedule_epochs: int,
+        seed: int,
+        unit: str,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decay, self.interest, self.loss = encoder, decay, interest, loss
+        self.head_lr = number("optimizer.head_lr", head_lr, "learning rate", at_least=0)
+        self.decay_lr = number("optimizer.decay_lr", decay_lr, "learning rate", at_least=0)
+        self.weight_decay = number("optimizer.weight_decay", weight_decay, "factor", at_least=0)
+        self.warmup_steps = int(number("optimizer.warmup_steps", warmup_steps, "steps", at_least=0))
+        self.schedule = choice("optimizer.schedule", schedule, ["constant", "linear", "cosine"])
+        self.schedule_epochs = int(number("optimizer.schedule_epochs", schedule_epochs, "epochs", at_least=1))
+        self.seed = seed
+        self.unit = "rank" if decay.ranks else unit
+        if decay.signed and isinstance(interest, Attention):
+            raise InputError(
+                f"interest must be pool for a kernel with negative weights, got attention with "
+                f"{type(decay).__name__}; add interest=pool, since a logarithm has no sign"
+            )
+        self.val_metrics = MetricCollection(dict(metrics), prefix="val/")
+        self.test_metrics = MetricCollection(dict(metrics), prefix="test/").clone(prefix="test/")
+        self.predictions: dict[str, list[NDArray[Any]]] = {}
+        self._vectors: Tensor | None = None
+
+    def score(self, batch: Batch, items: Tensor) -> Tensor:
+        """Scores (B, C) of a batch, given the vectors of its distinct items (U, dim)."""
+        history, candidates = items[batch.history], items[batch.candidates]
+        if self.decay.signed:
+            history = history * self.decay.sign(batch.age).unsqueeze(-1)
+        return self.interest(history, self.decay(batch.age), batch.history_mask, candidates)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores (B, C) of a batch, its items encoded here; logits, padded places included."""
+        return self.score(batch, self.encoder(batch))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # dropout depends on nothing but seed, step and rank, so no generator state has to survive a kill
+        step = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(step.generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(self(batch), batch.label, batch.candidate_mask)
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"train/loss must stay finite, got {loss.item()} at step {self.global_step}; lower model.lr, "
+                "optimizer.head_lr or optimizer.decay_lr, or clip with trainer.gradient_clip_val"
+            )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        for group in self.trainer.optimizers[0].param_groups:
+            self.log(f"lr/{group['name']}", group["lr"], batch_size=len(batch))
+        if self.decay.half_life is not None:
+            self.log(
+                f"decay/half_life_{self.unit}",
+                self.decay.half_life.detach(),
+                prog_bar=True,
+                batch_size=len(batch),
+            )
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._vectors = self.encoder.catalogue()  # evaluation encodes the catalogue once
+
+    def on_test_epoch_start(self) -> None:
+        self._vectors = self.encoder.catalogue()
+        self.predictions = {"impression": [], "score": []}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        score = self._evaluate(batch, self.test_metrics)
+        self.predictions["impression"].append(batch.impression.cpu().numpy())
+        self.predictions["score"].append(score[batch.candidate_mask].float().cpu().numpy())
+
+    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
+        if self._vectors is None:
+            raise AssertionError("the catalogue is encoded before the first batch")
+        score = self.score(batch, self._vectors[batch.item])
+        stage = "val" if metrics is self.val_metrics else "test"
+        loss = self.loss(score, batch.label, batch.candidate_mask)
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        real = batch.candidate_mask
+        impression = batch.impression.unsqueeze(1).expand_as(real)[real]
+        user = batch.user.unsqueeze(1).expand_as(real)[real]
+        metrics.update(score[real].float(), batch.label[real], impression, user)
+        return score
+
+    def on_validation_epoch_end(self) -> None:
+        self._vectors = None
+        self.log_dict(self.val_metrics.compute(), prog_bar=False)
+        self.val_metrics.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._vectors = None
+        self.log_dict(self.test_metrics.compute())
+        self.test_metrics.reset()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over three groups: the pretrained model, the heads, and decay on its own without weight
+        decay.
+        """
+        backbone = getattr(self.encoder, "backbone", None)
+        tuned = list(backbone.named_parameters()) if isinstance(backbone, nn.Module) else []
+        inside = {id(p) for _, p in tuned}
+        decay = {id(p) for p in self.decay.parameters()}
+        head = [(n, p) for n, p in self.named_parameters() if id(p) not in inside | decay]
+        groups = []
+        for name, lr, named in (("encoder", self.encoder.lr, tuned), ("head", self.head_lr, head)):
+            for suffix, keep, weight_decay in (("", True, self.weight_decay), ("_no_decay", False, 0.0)):
+                # biases, norms and scalars are not pulled to 0
+                params = [p for _, p in named if p.requires_grad and (p.ndim > 1) == keep]
+                if params:
+                    groups.append(
+                        {"params": params, "lr": lr, "weight_decay": weight_decay, "name": name + suffix}
+                    )
+        learned = [p for p in self.decay.parameters() if p.requires_grad]
+        if learned:
+            groups.append({"params": learned, "lr": self.decay_lr, "weight_decay": 0.0, "name": "decay"})
+        optimizer = torch.optim.AdamW(groups)
+        scheduler = LambdaLR(optimizer, self._factor())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _factor(self) -> Callable[[int], float]:
+        """Learning rate over its full value, by optimizer step."""
+        warmup, schedule = self.warmup_steps, self.schedule
+        total = 0.0
+        if schedule != "constant":
+            epochs = max(1, self.trainer.max_epochs or 1)
+            total = self.trainer.estimated_stepping_batches * self.schedule_epochs / epochs
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            if schedule == "constant":
+                return 1.0
+            done = min(1.0, (step - warmup) / max(1.0, total - warmup))
+            return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+        return factor
+
+    def trainable(self) -> dict[str, int]:
+        """How many parameters train and how many there are, frozen and cached ones included."""
+        own = list(self.parameters())
+        trains = sum(p.numel() for p in own if p.requires_grad)
+        return {"trainable": trains, "total": sum(p.numel() for p in own) + self.encoder.frozen_parameters}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # frozen weights come from where they were loaded from; a LoRA checkpoint is a few hundred kB
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        frozen = {n for n, p in self.named_parameters() if not p.requires_grad and n.startswith("encoder.")}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        checkpoint["halflife"] = {"trained": sorted(trained), "unit": self.unit}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        have = self.state_dict()
+        checkpoint["state_dict"] = {**have, **checkpoint["state_dict"]}
+
+
+def check_checkpoint(path: str, module: Recommender) -> None:
+    """Refuse a checkpoint that cannot be resumed, before anything is written.
+
+    Raises:
+        InputError: when the file is missing, corrupt, or of another model.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"ckpt must be a checkpoint file, got {path}, which does not exist; check the path"
+        ) from error
+    except Exception as error:  # torch raises what its unpickler meets: any kind, none of them ours
+        raise InputError(
+            f"ckpt must be a whole checkpoint file, got {path}, which cannot be read "
+            f"({type(error).__name__}); "
+            "resume from another one, for example checkpoints/best.ckpt"
+        ) from error
+    if not isinstance(checkpoint, dict) or "halflife" not in checkpoint:
+        raise InputError(
+            f"ckpt must be a checkpoint of a Halflife run, got {path}; give RUN_DIR/checkpoints/last.ckpt"
+        )
+    mine = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
+    theirs = {name: checkpoint["state_dict"][name].shape for name in checkpoint["halflife"]["trained"]}
+    odd = sorted(set(mine) ^ set(theirs)) or sorted(n for n in mine if mine[n] != theirs[n])
+    if odd:
+        raise InputError(
+            f"ckpt must be of the same model, data and decay as this run, got {path}, which differs "
+            f"in {odd[0]}; "
+            "repeat the overrides of the run that wrote it"
+        )

@@ -1,0 +1,210 @@
+"""MIND: which news a reader was shown and clicked, and what they had clicked before."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from halflife.errors import InputError
+from halflife.sources.text_files import Rule, filled, scan_tsv
+from halflife.tables import Tables
+
+UNKNOWN_CLICKS = "history clicks on news not in news.tsv"
+OTHER_HISTORIES = "shorter histories of a user whose history differs within a file"
+
+_NEWS = [
+    "news_id",
+    "category",
+    "subcategory",
+    "title",
+    "abstract",
+    "url",
+    "title_entities",
+    "abstract_entities",
+]
+_BEHAVIORS = ["impression_id", "user_id", "time", "history", "impressions"]
+
+
+class _Folder(NamedTuple):
+    """One folder of the publisher's: its checked log, and the time of its first impression."""
+
+    name: str
+    log: pl.LazyFrame
+    first_s: int
+
+
+def read(files: list[Path]) -> Tables:
+    """MIND: the impressions of one or more folders (train, dev), each a news.tsv and a behaviors.tsv.
+
+    The log holds real impressions with their second, taken as UTC, and a history of clicks before them that
+    has an order but no times: `has_click_times` is False, and the `timestamp_s` of a history click encodes
+    its order alone. A user's history is placed one second a click, its newest just before the first
+    impression of the folder, over all users. Where a later folder's history begins with the earlier one, only
+    what is new is appended, just before that folder's first impression; where it does not, the whole later
+    history is appended after the earlier one, so that cutting to the newest keeps the right clicks.
+
+    Args:
+        files: the paths; those named news.tsv and behaviors.tsv are read, paired by folder, others are left
+            alone.
+
+    Returns:
+        Items of all folders (text: the title, else the abstract), history events, and lazy impressions, whose
+        id carries the folder's name when there are several. Items and histories are held in memory (one row
+        an item or user), impressions are streamed.
+
+    Raises:
+        InputError: for a malformed file, a label missing or other than 0 and 1, or a candidate that no
+            news.tsv lists, named with its line; for a folder that has one of the two files.
+
+    Licence: Microsoft Research License Terms, research only.
+    Source: Wu et al., MIND: A Large-scale Dataset for News Recommendation (ACL 2020).
+    """
+    paths = _pair(files)
+    items = (
+        pl.concat([_news(news) for news, _ in paths.values()])
+        .unique("item_id", keep="first", maintain_order=True)
+        .collect()
+    )
+    folders = [_folder(name, behaviors, items["item_id"]) for name, (_, behaviors) in paths.items()]
+    folders.sort(key=lambda folder: folder.first_s)
+    histories = [_histories(folder) for folder in folders]
+    clicks = _place(folders, histories)
+    unknown = clicks.join(items.lazy(), on="item_id", how="anti").select(pl.len())
+    return Tables(
+        items=items,
+        events=clicks.join(items.lazy(), on="item_id", how="semi"),
+        impressions=pl.concat([_impressions(folder, prefix=len(folders) > 1) for folder in folders]),
+        has_click_times=False,
+        dropped={
+            UNKNOWN_CLICKS: unknown.collect(engine="streaming").item(),
+            OTHER_HISTORIES: sum(int(history["others"].sum()) for history in histories),
+        },
+    )
+
+
+def _pair(files: list[Path]) -> dict[str, tuple[Path, Path]]:
+    """Folder name -> its news.tsv and behaviors.tsv; names are relative to what all folders share."""
+    parents = sorted({file.parent for file in files if file.name in ("news.tsv", "behaviors.tsv")})
+    if not parents:
+        got = ", ".join(str(file) for file in files) or "no files"
+        raise InputError(f"data.files must hold news.tsv and behaviors.tsv, got {got}; correct data.files")
+    for parent in parents:
+        for name in ("news.tsv", "behaviors.tsv"):
+            if parent / name not in files:
+                raise InputError(
+                    f"{parent} must hold news.tsv and behaviors.tsv, got no {name}; "
+                    "add the file or leave the folder out of data.files"
+                )
+    # Only one folder, or one inside another: its own name is all there is to go by.
+    shared = os.path.commonpath([parent.parent for parent in parents])
+    return {
+        os.path.relpath(parent, shared): (parent / "news.tsv", parent / "behaviors.tsv") for parent in parents
+    }
+
+
+def _news(file: Path) -> pl.LazyFrame:
+    """The items of one folder."""
+    rows = scan_tsv(file, _NEWS, [filled("news_id")])
+    text = pl.coalesce(pl.col("title", "abstract", "category", "news_id").str.strip_chars().replace("", None))
+    return rows.select(
+        item_id="news_id",
+        text=text,
+        category=pl.col("category").replace("", "unknown"),
+        published_s=pl.lit(None, dtype=pl.Int64),
+    )
+
+
+def _folder(name: str, file: Path, known: pl.Series) -> _Folder:
+    """The checked log of one folder."""
+    time = pl.col("time").str.to_datetime("%m/%d/%Y %I:%M:%S %p", time_unit="ms", strict=False)
+    known_ids = set(known)
+    shown = pl.col("impressions")
+    ids = shown.str.replace_all(r"-[^-\s]+( |$)", "$1").str.split(" ")
+    all_known = ids.list.eval(pl.element().is_in(known.implode())).list.all()
+    rules = [
+        filled("impression_id"),
+        Rule("impression_id", pl.col("impression_id").is_first_distinct(), "be used once", "remove the line"),
+        filled("user_id"),
+        Rule("time", time.is_not_null(), "be a time such as 11/11/2019 9:05:58 AM"),
+        filled("impressions"),
+        Rule(
+            "impressions",
+            shown.str.contains(r"^\S+-[^-\s]+( \S+-[^-\s]+)*$"),
+            "be news ids with labels such as N1-0 N2-1",
+            "labels are missing in this file, as they are in MIND's test folder: use train and dev",
+            lambda text: next((word for word in text.split(" ") if "-" not in word), text),
+        ),
+        Rule(
+            "impressions",
+            shown.str.contains(r"^\S+-[01]( \S+-[01])*$"),
+            "have the labels 0 and 1",
+            pick=lambda text: next((word for word in text.split(" ") if word[-2:] not in ("-0", "-1")), text),
+        ),
+        Rule(
+            "impressions",
+            all_known,
+            "be ids that a news.tsv lists",
+            "add the news.tsv that lists it to data.files or remove the line",
+            lambda text: next((w for w in text.split(" ") if w.rpartition("-")[0] not in known_ids), text),
+        ),
+    ]
+    log = scan_tsv(file, _BEHAVIORS, rules).with_columns(timestamp_s=time.dt.epoch("s").cast(pl.Int64))
+    first_s: int = log.select(pl.col("timestamp_s").min()).collect(engine="streaming").item()
+    return _Folder(name, log, first_s)
+
+
+def _impressions(folder: _Folder, prefix: bool) -> pl.LazyFrame:
+    """What was shown, and what of it was clicked."""
+    shown = pl.col("impressions").str.split(" ")
+    name = pl.lit(f"{folder.name}-" if prefix else "")
+    return folder.log.select(
+        (name + pl.col("impression_id")).alias("impression_id"),
+        "user_id",
+        "timestamp_s",
+        candidates=shown.list.eval(pl.element().str.head(-2)),
+        labels=shown.list.eval(pl.element().str.tail(1).cast(pl.Int8)),
+    )
+
+
+def _histories(folder: _Folder) -> pl.DataFrame:
+    """`user_id, history, others`: the longest history of each user, and how many other ones were met."""
+    length = pl.col("history").str.count_matches(" ", literal=True)
+    return (
+        folder.log.select("user_id", pl.col("history").str.replace_all(r"\s+", " ").str.strip_chars())
+        .unique()
+        .group_by("user_id")
+        .agg(pl.col("history").sort_by(length, "history").last(), others=pl.len() - 1)
+        .collect(engine="streaming")
+    )
+
+
+def _place(folders: list[_Folder], histories: list[pl.DataFrame]) -> pl.LazyFrame:
+    """The events of all histories: before their folder's impressions, after the earlier folders' events."""
+    blocks: list[pl.DataFrame] = []
+    so_far = pl.DataFrame(schema={"user_id": pl.String, "earlier": pl.String})
+    for history in histories:
+        now, earlier = pl.col("history"), pl.col("earlier")
+        extends = (now == earlier) | now.str.starts_with(earlier + " ")
+        joined = history.join(so_far, on="user_id", how="left").with_columns(earlier.fill_null(""))
+        new = pl.when(extends).then(now.str.strip_prefix(earlier).str.strip_chars_start(" ")).otherwise(now)
+        blocks.append(joined.filter(new != "").select("user_id", clicks=new.str.split(" ")))
+        latest = joined.filter(now != "").select("user_id", earlier=now)
+        so_far = pl.concat([so_far, latest]).unique("user_id", keep="last")
+
+    # From the last folder back, since a block ends where the user's next one starts, if that comes first.
+    placed: list[pl.DataFrame] = []
+    starts = pl.DataFrame(schema={"user_id": pl.String, "start": pl.Int64})
+    for folder, block in zip(reversed(folders), reversed(blocks), strict=True):
+        end = pl.min_horizontal(pl.lit(folder.first_s), pl.col("start"))
+        block = block.join(starts, on="user_id", how="left").with_columns(end=end)
+        block = block.with_columns(start=pl.col("end") - pl.col("clicks").list.len().cast(pl.Int64))
+        placed.append(block.select("user_id", "clicks", "start", "end"))
+        starts = pl.concat([starts, block.select("user_id", "start")]).unique("user_id", keep="last")
+    return (
+        pl.concat(placed[::-1])
+        .lazy()
+        .select("user_id", item_id="clicks", timestamp_s=pl.int_ranges("start", "end"))
+        .explode("item_id", "timestamp_s")
+        .with_columns(kind=pl.lit("history"), value=pl.lit(1.0, dtype=pl.Float32))
+    )

@@ -1,0 +1,398 @@
+"""Tables to Store: memory-mapped arrays, content-addressed, built in one go or not at all."""
+
+import hashlib
+import inspect
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from halflife import negatives, pretrained, tables
+from halflife.errors import InputError
+from halflife.negatives import Negatives
+from halflife.tables import Tables
+
+Array = NDArray[Any]
+
+CODE = [Path(inspect.getfile(m)) for m in (tables, negatives)] + [Path(__file__)]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A log as arrays on disk; a history is the range `event_item[start:end]`, never copied per impression.
+
+    Arrays, all memory-mapped:
+        event_item (int32), event_time (int64, seconds): sorted by user, then time, then the log's own order.
+        user_start (int64): where each user's events begin, one more than users.
+        impression_user (int32), impression_time (int64): sorted by time.
+        history_end (int64): end of the events strictly before the impression.
+        candidate_start (int64), candidate_item (int32), candidate_label (int8): candidates as ranges.
+        candidate_popularity (int32): events of the candidate strictly before the impression.
+        candidate_probability (float64): the true probability, only where a simulator knows it.
+    """
+
+    directory: Path
+
+    def __getattr__(self, name: str) -> Array:
+        """An array of the Store by its name, mapped on first use."""
+        path = self.directory / f"{name}.npy"
+        if name.startswith("_") or not path.exists():
+            raise AttributeError(name)
+        array = np.load(path, mmap_mode="r")
+        object.__setattr__(self, name, array)
+        return array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory}  # a worker process maps the files again; nothing is copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "directory", state["directory"])
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What the build wrote down: capabilities, counts, dropped rows, leakage proof, fingerprint."""
+        return dict(json.loads((self.directory / "store.json").read_text()))
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        """The catalogue in index order: item_id, text, category, published_s."""
+        return pl.read_parquet(self.directory / "items.parquet")
+
+    @cached_property
+    def users(self) -> pl.DataFrame:
+        """User ids in index order."""
+        return pl.read_parquet(self.directory / "users.parquet")
+
+    @cached_property
+    def impression_ids(self) -> pl.Series:
+        """Impression ids in row order."""
+        return pl.read_parquet(self.directory / "impressions.parquet")["impression_id"]
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return int(self.about["items"])
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the true probability of each candidate is known."""
+        return (self.directory / "candidate_probability.npy").exists()
+
+    def tokens(self, name: str, max_tokens: int) -> tuple[Array, Array]:
+        """Token ids of every item, tokenised once and mapped ever after.
+
+        Args:
+            name: `bundled`, a directory or a hub name (see `pretrained.resolve`).
+            max_tokens: longer texts are cut, special tokens included.
+
+        Returns:
+            ids (int32, all items on end) and start (int64, one more than items).
+        """
+        source = pretrained.resolve(name)
+        key = hashlib.sha256(f"{pretrained.tokenizer_key(source)} {max_tokens}".encode()).hexdigest()[:16]
+        place = self.directory / f"tokens-{key}"
+
+        def write(temporary: Path) -> None:
+            ids = pretrained.tokenize(source, self.items["text"].to_list(), max_tokens)
+            lengths = np.fromiter((len(i) for i in ids), np.int64, len(ids))
+            np.save(
+                temporary / "ids.npy", np.fromiter((t for i in ids for t in i), np.int32, int(lengths.sum()))
+            )
+            np.save(temporary / "start.npy", np.r_[0, np.cumsum(lengths)])
+
+        once(place, write)
+        return np.load(place / "ids.npy", mmap_mode="r"), np.load(place / "start.npy", mmap_mode="r")
+
+
+def once(place: Path, write: Callable[[Path], None]) -> None:
+    """Fill a directory exactly once, also under concurrent runs: a temporary name, then a rename.
+
+    Args:
+        place: the directory that shall exist afterwards.
+        write: fills the temporary directory it is given.
+
+    Raises:
+        InputError: when the place cannot be written.
+    """
+    if place.exists():
+        return
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(place) + ".lock"):
+            if place.exists():
+                return
+            temporary = place.with_name(place.name + ".tmp")
+            shutil.rmtree(temporary, ignore_errors=True)  # what a killed build left behind
+            temporary.mkdir()
+            try:
+                write(temporary)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            temporary.rename(place)
+    except OSError as error:
+        raise InputError(
+            f"data.cache_dir must be a directory that can be written, got {place.parent} ({error.strerror}); "
+            "give another one or free some space"
+        ) from error
+
+
+def open_or_build(
+    source: "partial[Tables]", files: list[Path], settings: Negatives | None, cache_dir: Path
+) -> Store:
+    """The Store of these files under these settings, built when there is none yet.
+
+    The key is made of the files' names, sizes and modification times, all settings, and the code that reads
+    and builds:
+    whatever matters changes it.
+
+    Args:
+        source: a `read` function with its settings; called with the files.
+        files: the log's files, in order.
+        settings: how to draw negatives, for logs without impressions.
+        cache_dir: where Stores live.
+    """
+    module = source.func.__module__
+    readers = sorted(Path(inspect.getfile(source.func)).parent.glob("*.py"))
+    stats = [(f.name, f.parent.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    code = hashlib.sha256(b"".join(p.read_bytes() for p in [*readers, *CODE]))
+    settings_json = json.dumps(
+        [module, source.keywords, stats, asdict(settings) if settings else None, code.hexdigest()],
+        sort_keys=True,
+        default=str,
+    )
+    place = cache_dir / "stores" / hashlib.sha256(settings_json.encode()).hexdigest()[:16]
+    once(place, lambda temporary: build(source(files), settings, temporary))
+    return Store(place)
+
+
+def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
+    """Write the Store of a log into an empty directory.
+
+    Args:
+        log: what a source read.
+        settings: how to draw negatives; needed when the log has no impressions.
+        directory: where the arrays go.
+
+    Raises:
+        InputError: for a log that breaks the contract of Tables or is empty.
+    """
+    started = time.perf_counter()
+    items = (
+        tables.check_columns("items", log.items, tables.ITEM_COLUMNS)
+        .collect(engine="streaming")
+        .sort("item_id")
+    )
+    if items["item_id"].is_duplicated().any():
+        twice = items.filter(items["item_id"].is_duplicated())["item_id"][0]
+        raise InputError(f"items.item_id must be unique, got {twice} twice; keep one row an item")
+    item_index = items.select("item_id").with_row_index("item").lazy()
+
+    events = tables.check_columns("events", log.events, tables.EVENT_COLUMNS).with_row_index("order")
+    n_events = events.select(pl.len()).collect(engine="streaming").item()
+    if n_events == 0:
+        raise InputError("the log must hold at least 1 event, got 0; loosen the filters of the data config")
+    users = events.select("user_id")
+    if log.impressions is not None:
+        impressions = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)
+        users = pl.concat([users, impressions.select("user_id")])
+    user_frame = users.unique().sort("user_id").collect(engine="streaming")
+    user_index = user_frame.with_row_index("user").lazy()
+    sorted_events = (
+        events.join(item_index, on="item_id")
+        .join(user_index, on="user_id")
+        .select("user", "item", "timestamp_s", "order")
+        .sort("user", "timestamp_s", "order")
+        .collect(engine="streaming")
+    )
+    dropped = dict(log.dropped)
+    if len(sorted_events) < n_events:
+        dropped["events of items that are not in the catalogue"] = n_events - len(sorted_events)
+    user = sorted_events["user"].cast(pl.Int32).to_numpy()
+    item = sorted_events["item"].cast(pl.Int32).to_numpy()
+    moment = sorted_events["timestamp_s"].to_numpy()
+    if log.has_click_times:
+        tables.check_times("events", int(moment.min()), int(moment.max()))
+    arrays: dict[str, Array] = {
+        "event_item": item,
+        "event_time": moment,
+        "user_start": np.searchsorted(user, np.arange(len(user_frame) + 1)).astype(np.int64),
+    }
+    del sorted_events
+
+    if log.impressions is not None:
+        ids = _logged_impressions(impressions, item_index, user_index, log.truth, arrays)
+    elif settings is not None:
+        ids = _sampled_impressions(settings, user, item, moment, len(items), arrays, dropped)
+    else:
+        raise InputError(
+            "data.negatives must be set for a log without impressions, got null; keep the yaml's block"
+        )
+    _histories(user, item, moment, len(items), arrays)
+    checked = _prove_no_leak(arrays)
+
+    items.write_parquet(directory / "items.parquet")
+    user_frame.write_parquet(directory / "users.parquet")
+    pl.DataFrame({"impression_id": ids}).write_parquet(directory / "impressions.parquet")
+    content = hashlib.sha256(items.write_csv().encode())
+    for name, array in sorted(arrays.items()):
+        np.save(directory / f"{name}.npy", array)
+        content.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    truth = {k: v for k, v in (log.truth or {}).items() if k != "probabilities"}
+    about = {
+        "fingerprint": content.hexdigest()[:16],
+        "has_click_times": log.has_click_times,
+        "has_impressions": log.has_impressions,
+        "has_dwell": log.has_dwell,
+        "planted": truth or None,
+        "bayes_auc": _bayes_auc(arrays),
+        "users": len(user_frame),
+        "items": len(items),
+        "events": len(item),
+        "impressions": len(ids),
+        "candidates": len(arrays["candidate_item"]),
+        "positives": int(arrays["candidate_label"].sum()),
+        "dropped": dropped,
+        "leakage": {"histories_checked": checked, "future_events_found": 0},
+        "build_s": round(time.perf_counter() - started, 3),
+    }
+    (directory / "store.json").write_text(json.dumps(about, indent=2))
+
+
+def _logged_impressions(
+    impressions: pl.LazyFrame,
+    item_index: pl.LazyFrame,
+    user_index: pl.LazyFrame,
+    truth: dict[str, Any] | None,
+    arrays: dict[str, Array],
+) -> pl.Series:
+    """Candidates and labels as the log has them; adds their arrays, returns the impression ids."""
+    if truth and "probabilities" in truth:
+        impressions = impressions.join(truth["probabilities"].lazy(), on="impression_id", how="left")
+    frame = (
+        impressions.join(user_index, on="user_id")
+        .sort("timestamp_s", "impression_id")
+        .collect(engine="streaming")
+    )
+    if len(frame) == 0:
+        raise InputError("the log must hold at least 1 impression, got 0; check the files of data.root")
+    moment = frame["timestamp_s"].to_numpy()
+    tables.check_times("impressions", int(moment[0]), int(moment[-1]))
+    lengths = frame["candidates"].list.len()
+    odd = (lengths != frame["labels"].list.len()).arg_true()
+    if len(odd):
+        raise InputError(
+            f"impressions.labels must hold one label a candidate, got impression "
+            f"{frame['impression_id'][odd[0]]} with another number; correct the row"
+        )
+    candidates = frame.select(item_id="candidates").explode("item_id", empty_as_null=False).lazy()
+    indexed = candidates.join(item_index, on="item_id", how="left", maintain_order="left").collect()
+    unknown = indexed["item"].is_null().arg_true()
+    if len(unknown):
+        raise InputError(
+            f"impressions.candidates must be items of the catalogue, got {indexed['item_id'][unknown[0]]}; "
+            "add the item or drop the candidate"
+        )
+    label = frame["labels"].explode(empty_as_null=False).to_numpy()
+    if not np.isin(label, (0, 1)).all():
+        raise InputError("impressions.labels must be 0 or 1, got another value; map it in the source")
+    arrays["impression_user"] = frame["user"].cast(pl.Int32).to_numpy()
+    arrays["impression_time"] = moment
+    arrays["candidate_start"] = np.r_[0, np.cumsum(lengths.to_numpy().astype(np.int64))]
+    arrays["candidate_item"] = indexed["item"].cast(pl.Int32).to_numpy()
+    arrays["candidate_label"] = label.astype(np.int8)
+    if "probabilities" in frame.columns:
+        arrays["candidate_probability"] = frame["probabilities"].explode(empty_as_null=False).to_numpy()
+    return frame["impression_id"]
+
+
+def _sampled_impressions(
+    settings: Negatives,
+    user: Array,
+    item: Array,
+    moment: Array,
+    n_items: int,
+    arrays: dict[str, Array],
+    dropped: dict[str, int],
+) -> pl.Series:
+    """One impression a basket, with negatives; adds their arrays, returns the impression ids."""
+    owner, when, offsets, candidates, label, given_up = negatives.sample(
+        settings, user, item, moment, n_items
+    )
+    order = np.argsort(when, kind="stable")
+    lengths = np.diff(offsets)[order]
+    start = np.r_[0, np.cumsum(lengths)]
+    gather = np.repeat(offsets[:-1][order] - start[:-1], lengths) + np.arange(start[-1])
+    arrays["impression_user"] = owner[order].astype(np.int32)
+    arrays["impression_time"] = when[order]
+    arrays["candidate_start"] = start.astype(np.int64)
+    arrays["candidate_item"] = candidates[gather].astype(np.int32)
+    arrays["candidate_label"] = label[gather].astype(np.int8)
+    if given_up:
+        dropped["negatives that could not be drawn"] = given_up
+    return pl.Series("impression_id", [f"S{i}" for i in range(len(order))])
+
+
+def _keys(group: Array, moment: Array, first: int, span: int) -> Array:
+    """(group, time) as one sortable int64."""
+    return np.asarray(group.astype(np.int64) * span + (moment - first))
+
+
+def _histories(user: Array, item: Array, moment: Array, n_items: int, arrays: dict[str, Array]) -> None:
+    """Add the end of every history and the popularity of every candidate, both strictly before it."""
+    when = arrays["impression_time"]
+    first = int(min(moment.min(), when.min()))
+    span = int(max(moment.max(), when.max())) - first + 2
+    wanted = _keys(arrays["impression_user"], when, first, span)
+    arrays["history_end"] = np.searchsorted(_keys(user, moment, first, span), wanted).astype(np.int64)
+
+    by_item = np.sort(_keys(item, moment, first, span))
+    start = np.searchsorted(by_item, np.arange(n_items, dtype=np.int64) * span)
+    shown = arrays["candidate_item"]
+    shown_when = np.repeat(when, np.diff(arrays["candidate_start"]))
+    before = np.searchsorted(by_item, _keys(shown, shown_when, first, span))
+    arrays["candidate_popularity"] = (before - start[shown]).astype(np.int32)
+
+
+def _prove_no_leak(arrays: dict[str, Array]) -> int:
+    """Check on the data itself that no history holds an event of its impression's own second or later.
+
+    Returns:
+        How many histories were checked.
+
+    Raises:
+        AssertionError: a defect of the build; never the user's doing.
+    """
+    end, who, when = arrays["history_end"], arrays["impression_user"], arrays["impression_time"]
+    low, high = arrays["user_start"][who], arrays["user_start"][who + 1]
+    inside = (low <= end) & (end <= high)
+    last = arrays["event_time"][np.maximum(end - 1, 0)]
+    after = arrays["event_time"][np.minimum(end, len(arrays["event_time"]) - 1)]
+    past = (end == low) | (last < when)
+    whole = (end == high) | (after >= when)
+    if not (inside & past & whole).all():
+        raise AssertionError("a history holds an event that is not strictly before its impression")
+    return len(end)
+
+
+def _bayes_auc(arrays: dict[str, Array]) -> float | None:
+    """AUC of the true probability in expectation over clicks: the best that any model can reach on this log.
+
+    E[AUC] ≈ Σ_ij p_i (1 − p_j) [p_i > p_j] / Σ_ij p_i (1 − p_j), half credit on ties.
+    """
+    if "candidate_probability" not in arrays:
+        return None
+    _, inverse = np.unique(np.round(arrays["candidate_probability"], 12), return_inverse=True)
+    p = np.bincount(inverse, arrays["candidate_probability"])
+    q = np.bincount(inverse, 1 - arrays["candidate_probability"])
+    below = np.cumsum(q) - q
+    return float((p * (below + q / 2)).sum() / (p.sum() * q.sum()))
