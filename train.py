@@ -25,7 +25,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     from hydra.utils import instantiate
 
     from halflife import tracking
-    from halflife.estimate import estimate
+    from halflife.estimate import estimate, refit
     from halflife.recommender import Recommender, check_checkpoint
 
     tracking.quiet()
@@ -72,15 +72,16 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         trainer.logger.log_hyperparams(tracking.flatten(cfg))
     with tracking.child_processes(run_dir):
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt, weights_only=False)
-        # the best checkpoint is what is validated, tested and returned, not the last
+        # the best checkpoint, its few scalars refitted, is what is validated, tested and returned
         best = checkpoint.best_model_path
-        trainer.validate(module, datamodule=data, ckpt_path=best, verbose=False, weights_only=False)
+        fit = tracking.load_best(best, module, lambda: refit(module, data.sample("train")))
+        trainer.validate(module, datamodule=data, verbose=False)
         found = {k: float(v) for k, v in trainer.callback_metrics.items()}
         trainer.test(module, datamodule=data, verbose=False)
         found |= {k: float(v) for k, v in trainer.callback_metrics.items()}
     rows, scores = tracking.gather_predictions(module, run_dir)
     if first:
-        fitted = estimate(module, data.sample("train"))
+        fitted = estimate(module, fit)
         found = tracking.finish(found, run_dir, module, data.store, rows, scores, fitted, speed)
     tracking.close(trainer.logger)
     return float(found[cfg.objective])

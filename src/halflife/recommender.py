@@ -22,6 +22,23 @@ from halflife.interest import Attention, Pool
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def score(decay: Kernel, interest: Pool | Attention, batch: Batch, items: Tensor) -> Tensor:
+    """Scores (B, C) of a batch: its clicks, faded by their age, against its candidates.
+
+    Args:
+        decay: age to log-weight.
+        interest: vectors and log-weights to scores.
+        batch: histories and candidates as places in its distinct items.
+        items: vectors of those items.
+
+    Shape: items (U, dim) → (B, C).
+    """
+    history, candidates = items[batch.history], items[batch.candidates]
+    if decay.signed:
+        history = history * decay.sign(batch.age).unsqueeze(-1)
+    return interest(history, decay(batch.age), batch.history_mask, candidates)
+
+
 class Recommender(pl.LightningModule):
     """Predicts the next click from faded past ones.
 
@@ -80,10 +97,7 @@ class Recommender(pl.LightningModule):
 
     def score(self, batch: Batch, items: Tensor) -> Tensor:
         """Scores (B, C) of a batch, given the vectors of its distinct items (U, dim)."""
-        history, candidates = items[batch.history], items[batch.candidates]
-        if self.decay.signed:
-            history = history * self.decay.sign(batch.age).unsqueeze(-1)
-        return self.interest(history, self.decay(batch.age), batch.history_mask, candidates)
+        return score(self.decay, self.interest, batch, items)
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores (B, C) of a batch, its items encoded here; logits, padded places included."""

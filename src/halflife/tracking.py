@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from rich.table import Table
 from halflife import metrics
 from halflife.batches import Batch, ranges
 from halflife.errors import InputError
+from halflife.estimate import Fit
 from halflife.recommender import Recommender
 from halflife.store import Store
 from halflife.tables import DAY_S
@@ -102,6 +103,25 @@ class Checkpoints(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
+def load_best(path: str, module: Recommender, refit: Callable[[], Fit | None]) -> Fit | None:
+    """Give the module the best checkpoint's weights, refit, and keep the refitted values in that checkpoint.
+
+    Args:
+        path: of the best checkpoint.
+        module: changed in place.
+        refit: moves a few parameters of the module.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    module.load_state_dict({**module.state_dict(), **checkpoint["state_dict"]})
+    fit = refit()
+    if fit is not None and module.trainer.is_global_zero:
+        state = module.state_dict()
+        checkpoint["state_dict"] = {n: state[n].cpu() for n in checkpoint["state_dict"]}
+        torch.save(checkpoint, path + ".tmp")
+        Path(path + ".tmp").replace(path)
+    return fit
+
+
 class Speed(Callback):
     """Counts impressions and tokens of training steps, and the seconds they took; validation is left out."""
 
@@ -167,6 +187,8 @@ def quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*recommended to use `self.log.*sync_dist=True.*",
         ".*sampler has shuffling enabled.*",
+        ".*is_gradient_checkpointing. is deprecated.*",
+        ".*module.s. in eval mode at the start of training.*",
         ".*ModelCheckpoint.*could not find the monitored key.*",
     ):
         warnings.filterwarnings("ignore", message)
