@@ -9,6 +9,8 @@ from halflife.cli import guarded, run_app
 from halflife.errors import InputError, near, number
 
 CONFIG_DIR = Path(__file__).resolve().parent / "conf"
+KEYS = ["data", "model", "decay", "interest", "loss", "metrics", "optimizer", "trainer", "callbacks", "logger", "seed",
+        "objective", "ckpt", "cache_dir"]  # fmt: skip
 
 
 def run(cfg: DictConfig, run_dir: Path) -> float:
@@ -29,6 +31,9 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     from halflife.recommender import Recommender, check_checkpoint
 
     tracking.quiet()
+    for key in map(str, cfg):
+        if key not in KEYS:
+            raise InputError(f"{key} must be a key of the configuration, got an unknown one; {near(key, KEYS)}")
     number("seed", cfg.seed, "integer", at_least=0)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 

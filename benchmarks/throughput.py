@@ -13,11 +13,10 @@ on the way.
 import argparse
 import copy
 import json
-import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,18 +29,22 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils import clip_grad_norm_
 
 from halflife import pretrained, tracking
 from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
 from halflife.encoders import text
+from halflife.errors import InputError
 from halflife.progress import bar
 from halflife.recommender import Recommender
 from halflife.sources.newsroom import TAILS, TOPICS
 from halflife.tables import DAY_S, Tables
+
+Array = NDArray[Any]
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 START_S = 1_704_067_200  # 2024-01-01T00:00Z
@@ -110,14 +113,15 @@ class PaddedLoop:
             gradient.
     """
 
-    def __init__(self, module: Recommender, dataset: Impressions, backbone: nn.Module | None = None) -> None:
+    def __init__(self, module: Recommender, dataset: Impressions, backbone: Any = None) -> None:
         self.dataset = dataset
         self.module = copy.deepcopy(module)
+        self.encoder: Any = self.module.encoder
         self.frozen = backbone is not None
-        self.backbone: Any = backbone or self.module.encoder.backbone
+        self.backbone = backbone if self.frozen else self.encoder.backbone
         self.optimizer = self.module.configure_optimizers()["optimizer"]
 
-    def losses(self, rows: np.ndarray) -> Any:
+    def losses(self, rows: Array) -> Iterator[Tensor]:
         """Loss of each piece of the batch, weighted so that they add up to the batch's."""
         batch = self.dataset[rows]
         assert batch.tokens is not None and batch.token_length is not None
@@ -129,26 +133,22 @@ class PaddedLoop:
         history, real = pad(batch.history, (0, empty)), pad(batch.history_mask, (0, empty))
         age = pad(batch.age, (0, empty), value=PAD_AGE)
         slots = torch.cat([history, batch.candidates], 1)
-        for rows_ in torch.arange(len(batch)).split(PIECE):
-            flat = slots[rows_].flatten()
-            vectors = self.encode(ids[flat], mask[flat]).view(len(rows_), slots.shape[1], -1)
-            score = self.module.interest(
-                vectors[:, :MAX_HISTORY],
-                self.module.decay(age[rows_]),
-                real[rows_],
-                vectors[:, MAX_HISTORY:],
-            )
-            shown = batch.candidate_mask[rows_]
-            yield self.module.loss(score, batch.label[rows_], shown) * (shown.sum() / batch.candidate_mask.sum())
+        for piece in torch.arange(len(batch)).split(PIECE):
+            flat = slots[piece].flatten()
+            vectors = self.encode(ids[flat], mask[flat]).view(len(piece), slots.shape[1], -1)
+            past, candidates = vectors[:, :MAX_HISTORY], vectors[:, MAX_HISTORY:]
+            score = self.module.interest(past, self.module.decay(age[piece]), real[piece], candidates)
+            shown = batch.candidate_mask[piece]
+            share = shown.sum() / batch.candidate_mask.sum()
+            yield self.module.loss(score, batch.label[piece], shown) * share
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Vector of each padded title."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             hidden = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        encoder: Any = self.module.encoder
-        return encoder.head(encoder.pooling(hidden, mask))
+        return self.encoder.head(self.encoder.pooling(hidden, mask))  # type: ignore[no-any-return]
 
-    def step(self, rows: np.ndarray) -> None:
+    def step(self, rows: Array) -> None:
         """Forward, backward, clip, AdamW."""
         self.optimizer.zero_grad()
         for loss in self.losses(rows):
@@ -157,7 +157,7 @@ class PaddedLoop:
         self.optimizer.step()
 
     @torch.no_grad()
-    def evaluate(self, rows: np.ndarray) -> float:
+    def evaluate(self, rows: Array) -> float:
         """The batch's loss without dropout, as validation needs it."""
         training = self.backbone.training
         self.module.eval()
@@ -188,20 +188,27 @@ def bare(backbone: Any, batch: Batch) -> float:
     return time.perf_counter() - begin
 
 
-@dataclass
+def timed(step: Callable[[Array], Any], batch: Batch) -> float:
+    """Seconds that a step takes on the rows of a batch."""
+    begin = time.perf_counter()
+    step(batch.impression.numpy())
+    return time.perf_counter() - begin
+
+
+@dataclass(eq=False)
 class Beside(Callback):
-    """Times our training steps, collating included, and runs the others on the same batches in between.
+    """Times our training steps, collating included, and runs others on the same batches in between.
 
     Args:
         others: name → what runs on a batch and returns its seconds.
-        every: our steps between two runs of the others; the first run of each warms up and is not kept.
+        every: our steps between two runs of the others.
+        seconds: training ends once the others have taken so long.
     """
 
     others: dict[str, Callable[[Batch], float]]
     every: int
-    repeats: int
-    ours: list[tuple[int, int, float]] = field(default_factory=list)
-    taken: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)
+    seconds: float
+    steps: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)
     since: float = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -211,24 +218,28 @@ class Beside(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         tokens = 0 if batch.tokens is None else len(batch.tokens)
-        self.ours.append((len(batch), tokens, time.perf_counter() - self.since))
-        if (batch_idx + 1) % self.every == 0:
-            for name, other in self.others.items():
-                self.taken.setdefault(name, []).append((len(batch), tokens, other(batch)))
+        taken = time.perf_counter() - self.since
+        if batch_idx:  # the first step allocates what AdamW remembers
+            self.steps.setdefault("ours", []).append((len(batch), tokens, taken))
+            if batch_idx % self.every == 0:
+                for name, other in self.others.items():
+                    self.steps.setdefault(name, []).append((len(batch), tokens, other(batch)))
+                spent = sum(s for name in self.others for _, _, s in self.steps[name])
+                trainer.should_stop = spent > self.seconds
         self.since = time.perf_counter()
 
-    def impressions_per_s(self, name: str | None = None) -> list[float]:
-        """Of each step but the first, ours or another's."""
-        return [n / s for n, _, s in (self.taken[name] if name else self.ours)[1:]]
+    def impressions_per_s(self, name: str) -> list[float]:
+        """Of each measured step."""
+        return [impressions / seconds for impressions, _, seconds in self.steps[name]]
 
-    def tokens_per_s(self, name: str | None = None) -> list[float]:
-        """Of each step but the first, ours or another's."""
-        return [n / s for _, n, s in (self.taken[name] if name else self.ours)[1:]]
+    def tokens_per_s(self, name: str) -> list[float]:
+        """Of each measured step."""
+        return [tokens / seconds for _, tokens, seconds in self.steps[name]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: rates of each repeat, ours and the other's, and the least ratio of medians."""
+    """One line of the table: the rates of each repeat, and the least ratio of their medians."""
 
     what: str
     ours: list[float]
@@ -261,12 +272,12 @@ class Bench:
         folder: for the Store and the vectors; thrown away afterwards.
         batch_size: impressions a step.
         repeats: measured steps of each path, behind one that warms up.
-        seconds: evaluation and frozen steps of ours are measured for at least so long.
+        seconds: a path that has run for so long is not repeated again.
     """
 
     def __init__(self, folder: Path, batch_size: int, repeats: int, seconds: float) -> None:
-        self.folder, self.repeats, self.seconds = folder, repeats, seconds
-        self.batch_size = batch_size
+        self.folder, self.batch_size, self.repeats, self.seconds = folder, batch_size, repeats, seconds
+        self.notes: list[str] = []
         self.data = DataModule(
             source=partial(news, users=2_500, items=2_000, seed=1),
             root=None,
@@ -282,14 +293,20 @@ class Bench:
             num_workers=0,
             seed=1,
         )
+        about, rows = self.data.store.about, self.data.rows("train")
+        self.notes.append(
+            f"{about['items']:,} items, histories up to {MAX_HISTORY} and "
+            f"{self.data.impressions().lengths(rows).mean():.0f} on average, 5 candidates; "
+            f"{torch.get_num_threads()} threads"
+        )
 
-    def module(self, model: str) -> tuple[Recommender, Any]:
+    def module(self, model: str) -> tuple[Recommender, Callable[..., pl.Trainer]]:
         """A Recommender and a trainer as conf/ makes them, with this model."""
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", [f"model={model}", "logger=none", f"cache_dir={self.folder}"])
+        pl.seed_everything(1, verbose=False)
         encoder = instantiate(cfg.model)(store=self.data.store)
         self.data.tokens = encoder.tokens if encoder.reads_tokens else None
-        pl.seed_everything(1, verbose=False)
         module = Recommender(
             encoder,
             instantiate(cfg.decay),
@@ -300,105 +317,155 @@ class Bench:
             seed=1,
             unit="days",
         )
-        trainer = partial(
-            instantiate(cfg.trainer),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            default_root_dir=self.folder,
-            limit_val_batches=0,
+        settings = {"logger": False, "enable_checkpointing": False, "default_root_dir": self.folder}
+        return module, partial(instantiate(cfg.trainer), **settings)
+
+    def loop(self, module: Recommender, backbone: Any = None) -> PaddedLoop:
+        """The padded loop with this module's weights, warm, and proven to compute the same loss."""
+        loop = PaddedLoop(
+            module, Impressions(self.data.store, MAX_HISTORY, "days", module.encoder.tokens), backbone
         )
-        return module, trainer
-
-    def with_tokens(self, module: Recommender) -> Impressions:
-        """The log as the padded loop reads it."""
-        return Impressions(self.data.store, MAX_HISTORY, "days", module.encoder.tokens)
-
-    def rows(self, split: str) -> list[np.ndarray]:
-        """The first batches of a split, in order of time."""
-        rows = self.data.rows(split)
-        n = self.batch_size
-        return [rows[i * n : (i + 1) * n] for i in range(1 + self.repeats)]
-
-    def same_loss(self, module: Recommender, loop: PaddedLoop) -> float:
-        """Difference of the losses of one batch without dropout, or the comparison would mean nothing."""
-        rows = self.rows("train")[0]
+        rows = self.data.rows("train")[: self.batch_size]
         with torch.no_grad():
-            module.eval()
             batch = loop.dataset[rows]
-            ours = float(module.loss(module(batch), batch.label, batch.candidate_mask))
+            ours = float(module.loss(module.eval()(batch), batch.label, batch.candidate_mask))
             module.train()
         difference = abs(ours - loop.evaluate(rows))
         if not difference <= SAME_LOSS:
             raise AssertionError(f"the padded loop's loss differs by {difference:.2g}, more than {SAME_LOSS}")
-        return difference
+        self.notes.append(f"both losses are {ours:.4f} on one batch without dropout, {difference:.1g} apart")
+        loop.step(rows[:2])
+        return loop
 
-    def tuned(self) -> tuple[list[Row], dict[str, float]]:
-        """Fine-tuning and evaluation of a model that trains."""
+    def fit(
+        self, module: Recommender, trainer: Callable[..., pl.Trainer], beside: Beside, steps: int
+    ) -> None:
+        """Train so many steps with something beside, under the real trainer."""
+        watched = tracking.on_terminal()
+        trainer(
+            callbacks=[beside], limit_train_batches=steps, limit_val_batches=0, enable_progress_bar=watched
+        ).fit(module, datamodule=self.data)
+
+    def tuned(self) -> Iterator[Row]:
+        """Fine-tuning and evaluation of a model of which everything trains."""
         module, trainer = self.module("bert_full")
-        loop = PaddedLoop(module, self.with_tokens(module))
-        backbone = copy.deepcopy(module.encoder.backbone)
-        difference = self.same_loss(module, loop)
-        beside = Beside(
-            {"loop": partial(timed, loop.step), "bare": partial(bare, backbone)}, 1, self.repeats
-        )
-        steps = 1 + self.repeats
-        trainer(limit_train_batches=steps, callbacks=[beside]).fit(module, datamodule=self.data)
-        distinct = [len(self.data.impressions()[rows].item) for rows in self.rows("train")]
+        loop = self.loop(module)
+        others = {
+            "loop": partial(timed, loop.step),
+            "bare": partial(bare, copy.deepcopy(module.encoder.backbone)),
+        }
+        beside = Beside(others, 1, self.seconds)
+        self.fit(module, trainer, beside, 1 + self.repeats)
+        tokens = statistics.mean(t for _, t, _ in beside.steps["ours"])
+        self.notes.append(f"a batch holds {tokens:,.0f} tokens of distinct items")
+        rates = beside.impressions_per_s
+        what = f"fine-tuning, batch {self.batch_size}, impressions/s; against the padded loop"
+        yield Row(what, rates("ours"), rates("loop"), 5)
+        what = "fine-tuning, tokens/s of distinct items; against a bare forward and backward"
+        yield Row(what, beside.tokens_per_s("ours"), beside.tokens_per_s("bare"), 0.9)
 
-        evaluated = loop.module.val_metrics  # a copy of its own; nothing of ours is touched
-        evaluated.reset()
-        ours, other = [], []
-        n = len(self.data.rows("val"))
-        evaluator = trainer(limit_val_batches=None)
+        quiet = trainer(enable_progress_bar=False)
+        rows = self.data.rows("val")
+        ours: list[float] = []
         begin = time.perf_counter()
-        while len(ours) < self.repeats or time.perf_counter() - begin < self.seconds:
+        while not ours or (len(ours) < self.repeats and time.perf_counter() - begin < self.seconds):
             since = time.perf_counter()
-            evaluator.validate(module, datamodule=self.data, verbose=False)
-            ours.append(n / (time.perf_counter() - since))
-        for i, rows in enumerate(bar(self.rows("val"), "evaluate the usual way")):
-            since = time.perf_counter()
-            loop.evaluate(rows)
-            if i:
-                other.append(len(rows) / (time.perf_counter() - since))
-        b = self.batch_size
-        rows_ = [
-            Row(
-                f"fine-tuning, batch {b}, impressions/s (padded loop)",
-                beside.impressions_per_s(),
-                beside.impressions_per_s("loop"),
-                5,
-            ),
-            Row(
-                "fine-tuning, tokens/s of distinct items (bare forward and backward)",
-                beside.tokens_per_s(),
-                beside.tokens_per_s("bare"),
-                0.9,
-            ),
-            Row(f"evaluation of {n:,} impressions, impressions/s (padded loop)", ours, other, 100),
-        ]
-        return rows_, {"tuned": difference, "distinct": statistics.mean(distinct)}
+            quiet.validate(module, datamodule=self.data, verbose=False)
+            ours.append(len(rows) / (time.perf_counter() - since))
+        other: list[float] = []
+        begin = time.perf_counter()
+        for part in bar(np.split(rows[: self.repeats * self.batch_size], self.repeats), "evaluate, padded"):
+            if not other or time.perf_counter() - begin < self.seconds:
+                since = time.perf_counter()
+                loop.evaluate(part)
+                other.append(len(part) / (time.perf_counter() - since))
+        what = f"evaluation of {len(rows):,} impressions, impressions/s; against the padded loop"
+        yield Row(what, ours, other, 100)
 
-    def frozen(self) -> tuple[list[Row], dict[str, float]]:
-        """Training on a frozen encoder's vectors."""
+    def frozen(self) -> Iterator[Row]:
+        """Training on the vectors of a frozen encoder."""
         module, trainer = self.module("bert_frozen")
         backbone = pretrained.load(pretrained.resolve("bundled")).requires_grad_(False).eval()
-        loop = PaddedLoop(module, self.with_tokens(module), backbone)
-        difference = self.same_loss(module, loop)
+        loop = self.loop(module, backbone)
         # the loop runs now and then between many short steps of ours
-        every = len(self.data.rows("train")) // self.batch_size // (1 + self.repeats)
-        beside = Beside({"loop": partial(timed, loop.step)}, every, self.repeats)
-        trainer(callbacks=[beside], limit_train_batches=every * (1 + self.repeats)).fit(
-            module, datamodule=self.data
+        steps = len(self.data.rows("train")) // self.batch_size
+        every = max(1, (steps - 1) // self.repeats)
+        beside = Beside({"loop": partial(timed, loop.step)}, every, self.seconds)
+        self.fit(module, trainer, beside, 1 + every * self.repeats)
+        what = f"frozen, batch {self.batch_size}, impressions/s; against the loop that encodes every step"
+        yield Row(what, beside.impressions_per_s("ours"), beside.impressions_per_s("loop"), 500)
+
+
+def table_of(rows: list[Row], notes: list[str]) -> Table:
+    """Medians, the range of the repeats, and what was asked for."""
+    table = Table(title="Throughput", caption="; ".join(notes))
+    for name in ("what", "ours", "other", "ratio", "at least", "met"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+
+    def text_of(rates: list[float]) -> str:
+        spread = f"{min(rates):,.3g} – {max(rates):,.3g}"
+        return f"{statistics.median(rates):,.4g}\n({spread}, n={len(rates)})"
+
+    for row in rows:
+        met = "yes" if row.ratio >= row.target else "NO"
+        table.add_row(
+            row.what, text_of(row.ours), text_of(row.other), f"{row.ratio:,.3g}", f"{row.target:g}", met
         )
-        what = f"frozen, batch {self.batch_size}, impressions/s (loop that encodes every step)"
-        return [Row(what, beside.impressions_per_s(), beside.impressions_per_s("loop"), 500)], {
-            "frozen": difference
-        }
+    return table
 
 
-def timed(step: Callable[[np.ndarray], Any], batch: Batch) -> float:
-    """Seconds that a step takes on the rows of a batch."""
-    begin = time.perf_counter()
-    step(batch.impression.numpy())
-    return time.perf_counter() - begin
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps([row.json() for row in rows], indent=2) + "\n")
+    temporary.replace(path)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+
+    def above_zero(text: str) -> int:
+        if (value := int(text)) < 1:
+            raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+        return value
+
+    def seconds(text: str) -> float:
+        if not 0 < (value := float(text)) < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be a number above 0 (seconds), got {text}")
+        return value
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--repeats", type=above_zero, default=3, help="measured steps of each path")
+    parser.add_argument("--batch-size", type=above_zero, default=32, help="impressions a step")
+    parser.add_argument(
+        "--seconds", type=seconds, default=150, help="do not repeat a path again that has run for so long"
+    )
+    return parser
+
+
+def main() -> None:
+    """Measure, print the table, write the rows."""
+    parser = arguments()
+    given = parser.parse_args()
+    if given.json is not None and not given.json.absolute().parent.is_dir():
+        parser.error(f"--json must be a file in a directory that exists, got {given.json}")
+    most = 100
+    if given.batch_size * given.repeats > 10_000 or given.repeats > most:
+        parser.error(
+            f"--repeats must be at most {most} and the batches must fit the log of 10,000 impressions"
+        )
+    tracking.quiet()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(Path(folder), given.batch_size, given.repeats, given.seconds)
+            rows = [*bench.tuned(), *bench.frozen()]
+    except InputError as error:
+        parser.error(str(error))
+    tracking.console().print(table_of(rows, bench.notes))
+    if given.json is not None:
+        write_rows(given.json, rows)
+
+
+if __name__ == "__main__":
+    main()

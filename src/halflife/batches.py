@@ -345,10 +345,11 @@ class DataModule(pl.LightningDataModule):
         )
 
     def sample(self, split: str, most: int = 20_000) -> Iterator[Batch]:
-        """Batches without tokens of at most so many rows, evenly spread over a split."""
+        """Batches without tokens of at most so many rows, evenly spread over a split, like lengths together."""
         rows = self.rows(split)
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
         dataset = self.impressions(with_tokens=False)
+        rows = rows[np.argsort(dataset.lengths(rows), kind="stable")]
         for part in BatchRows(rows, None, self.eval_batch_size, self.seed):
             yield dataset[part]
 

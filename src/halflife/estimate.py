@@ -15,8 +15,9 @@ from halflife.recommender import Recommender, score
 
 LEVEL = 0.95
 Z = 1.959963984540054
-LARGEST_SD = 1.5  # of log half-life: an interval 360-fold wide says that the data cannot tell
-STEPS = 40  # of Newton; a handful is usual, and a half-life that runs away to infinity stops here
+LARGEST_SD = 1 / Z  # of log half-life; from here on no fading at all (1/h = 0) is within 1.96 sd of 1/h
+STILL_MOVING = 0.3  # of log half-life: a Newton step so long says that the fit ran away, not that it arrived
+STEPS = 15  # of Newton; a handful is usual, and a half-life that runs away to infinity stops here
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,7 @@ def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
     theta, damping = start, 1e-3
     value, slope, bend = total(theta, order=2)
     for _ in range(STEPS):
-        size = bend.diagonal().abs().clamp_min(1e-6)
-        try:
-            step = -torch.linalg.solve(bend + torch.diag(damping * size), slope)
-        except torch.linalg.LinAlgError:
-            step = torch.full_like(theta, math.inf)
-        step = step.clamp(-1.0, 1.0)  # logarithms: at most a factor e at once
+        step = _newton_step(bend, slope, damping).clamp(-1.0, 1.0)  # logarithms: at most a factor e at once
         tried = total(theta + step, order=0)[0] if torch.isfinite(step).all() else math.inf
         if tried < value:
             gain, theta, damping = value - tried, theta + step, max(damping / 10, 1e-9)
@@ -123,6 +119,19 @@ def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
     gradient = [jacfwd(loss)(at, vectors[b.item], b).double().cpu() for b in held]
     module.train(training)
     return Fit(names, bend, torch.cat(gradient), torch.cat([b.user for b in held]).cpu())
+
+
+def _newton_step(bend: Tensor, slope: Tensor, damping: float) -> Tensor:
+    """−(|H| + damping · diag)⁻¹ g, downhill where the loss bends the wrong way too: |H| has the absolute
+    eigenvalues of H, both in units of the diagonal.
+
+    Source: Dauphin et al., Identifying and Attacking the Saddle Point Problem (NeurIPS 2014), section 5.
+    """
+    if not torch.isfinite(bend).all():
+        return torch.full_like(slope, math.inf)
+    size = bend.diagonal().abs().clamp_min(1e-6).sqrt()
+    values, vectors = torch.linalg.eigh(bend / torch.outer(size, size))
+    return -(vectors @ (vectors.T @ (slope / size) / (values.abs() + damping))) / size
 
 
 def _loss(module: Recommender, shapes: dict[str, torch.Size]) -> Callable[[Tensor, Tensor, Batch], Tensor]:
@@ -207,9 +216,12 @@ def _sd_log_half_life(module: Recommender, fit: Fit) -> tuple[float | None, str]
     slope = torch.zeros(len(fit.names), dtype=torch.float64)  # decay comes first among the names
     flat = torch.cat([s.reshape(-1) for s in filled]).double().cpu()
     slope[: len(flat)] = flat
+    move = -float(slope @ inverse @ fit.gradient.sum(0))
+    if abs(move) > STILL_MOVING:
+        return None, f"the training loss keeps falling as the half-life {'grows' if move > 0 else 'shrinks'}"
     sd = float((slope @ variance @ slope).clamp_min(0).sqrt())
     if sd == 0 or not math.isfinite(sd):
         return None, "the half-life does not enter the training loss"
     if sd > LARGEST_SD:
-        return None, f"the standard deviation of the log half-life is {sd:.1f}: the data cannot tell"
+        return None, f"the standard deviation of the log half-life is {sd:.2g}: the data cannot tell"
     return sd, ""

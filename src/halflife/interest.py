@@ -16,6 +16,27 @@ from halflife.errors import choice, number
 LOWEST = torch.finfo(torch.float32).min
 
 
+def log_softmax_beside(log_sink: Tensor, logit: Tensor) -> Tensor:
+    """Log-softmax over the last dimension with one more place of logit log s, which is then left out.
+
+    Not logit − logsumexp: log-weights of old clicks are so low under a short half-life that float32 rounds
+    their logsumexp by a thousandth, and times their age that is more than the gradient of the half-life.
+
+    >>> log_softmax_beside(torch.tensor(0.0), torch.tensor([0.0, 0.0])).exp()
+    tensor([0.3333, 0.3333])
+    """
+    sink = log_sink.expand(*logit.shape[:-1], 1)
+    return torch.cat([logit, sink], -1).log_softmax(-1)[..., :-1]
+
+
+def log_sum(left: Tensor, right: Tensor) -> Tensor:
+    """log(exp(left) + exp(right)), with a second derivative that is finite however far the two lie apart.
+
+    `torch.logaddexp` has none there, and the half-life's interval is made of second derivatives.
+    """
+    return torch.stack(torch.broadcast_tensors(left, right)).logsumexp(0)
+
+
 class Pool(nn.Module):
     """A reader's interest is the faded mean, or sum, of their clicks.
 
@@ -50,9 +71,9 @@ class Pool(nn.Module):
         """
         log_weight = log_weight.masked_fill(~mask, LOWEST)
         if self.composition == "normalised":
-            log_weight = log_weight - log_weight.logsumexp(1, keepdim=True)
+            log_weight = log_weight.log_softmax(1)
         elif self.composition == "sink":
-            log_weight = log_weight - torch.logaddexp(log_weight.logsumexp(1, keepdim=True), self.log_sink)
+            log_weight = log_softmax_beside(self.log_sink, log_weight)
         weight = log_weight.exp() * mask  # the mask again: an empty history has only padded places
         user = torch.einsum("bh,bhd->bd", weight, history)
         return self.log_scale.exp() * torch.einsum("bd,bcd->bc", user, candidates) + self.bias
@@ -95,7 +116,6 @@ class Attention(nn.Module):
         """
         logit = torch.einsum("bcd,bhd->bch", self.query(candidates), self.key(history))
         logit = (logit + log_weight.unsqueeze(1)).masked_fill(~mask.unsqueeze(1), LOWEST)
-        logit = logit - torch.logaddexp(logit.logsumexp(2, keepdim=True), self.log_sink)
-        weight = logit.exp() * mask.unsqueeze(1)
+        weight = log_softmax_beside(self.log_sink, logit).exp() * mask.unsqueeze(1)
         similarity = torch.einsum("bhd,bcd->bch", history, candidates)
         return self.log_scale.exp() * (weight * similarity).sum(2) + self.bias

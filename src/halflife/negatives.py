@@ -43,6 +43,7 @@ class Negatives:
         number("data.negatives.per_positive", self.per_positive, "items", at_least=1)
         number("data.negatives.window_days", self.window_days, "days", above=0)
         number("data.negatives.max_positives", self.max_positives, "items", at_least=1)
+        number("data.negatives.seed", self.seed, "integer", at_least=0)
         choice("data.negatives.by", self.by, ["popularity", "uniform"])
 
 
@@ -79,17 +80,18 @@ def sample(
         labels, and how many negatives were given up on after repeated draws.
     """
     rng = np.random.default_rng(settings.seed)
-    impression, first = baskets(user, time, settings.max_positives)
+    basket, _ = baskets(user, time, len(user))
     # a basket may name an item twice in one second; it is one positive
-    _, once = np.unique(impression.astype(np.int64) * n_items + item, return_index=True)
+    in_basket, once = np.unique(basket.astype(np.int64) * n_items + item, return_index=True)
     once.sort()
-    impression, positive = impression[once], item[once]
+    positive, when = item[once], time[once]
+    impression, first = baskets(user[once], when, settings.max_positives)
+    basket, basket_user = basket[once][first], user[once][first]  # of each impression
 
     owner = np.repeat(impression, settings.per_positive)
-    moment = time[first][owner]
+    moment = when[first][owner]
     by_time = np.argsort(time, kind="stable")
-    taken = np.sort(impression.astype(np.int64) * n_items + positive)
-    basket_user = user[first]
+    taken = np.zeros(0, np.int64)
     # the first time each user met each item, to find what had been seen before a moment
     pair, pair_first = np.unique(user.astype(np.int64) * n_items + item, return_index=True)
     pair_time = time[pair_first]  # events are in time order within a user, so the first index is the earliest
@@ -99,7 +101,9 @@ def sample(
     for _ in range(TRIES):
         draw = _draw(rng, settings, item, time, by_time, moment[todo], n_items)
         key = owner[todo].astype(np.int64) * n_items + draw
+        # what another part of a split basket holds was clicked in this very second: no negative either
         bad = (draw < 0) | _contains(taken, key)
+        bad |= _contains(in_basket, basket[owner[todo]].astype(np.int64) * n_items + draw)
         if settings.exclude_seen:
             own = basket_user[owner[todo]].astype(np.int64) * n_items + draw
             at = np.minimum(np.searchsorted(pair, own), len(pair) - 1)
@@ -120,7 +124,7 @@ def sample(
         (rng.random(len(imp)), imp)
     )  # shuffled within, so that place says nothing about the label
     offsets = np.r_[0, np.cumsum(np.bincount(imp, minlength=len(first)))]
-    return basket_user, time[first], offsets, items[order], label[order], int((~real).sum())
+    return basket_user, when[first], offsets, items[order], label[order], int((~real).sum())
 
 
 def _draw(

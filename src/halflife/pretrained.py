@@ -105,18 +105,46 @@ def tokenizer_key(directory: Path) -> str:
 
 
 def tokenize(directory: Path, texts: list[str], max_tokens: int) -> list[list[int]]:
-    """Token ids of each text, special tokens included, cut to `max_tokens`."""
+    """Token ids of each text, special tokens included, cut to `max_tokens`.
+
+    Raises:
+        InputError: when the directory holds no tokenizer.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    sentence = (
+        f"model.pretrained must be a directory with a tokenizer, got {directory} without one; save it "
+        "there with save_pretrained"
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    except (OSError, ValueError) as error:
+        raise InputError(sentence) from error
+    # without its files transformers makes one that knows no word at all, and says nothing
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(sentence)
     encoded: Any = tokenizer(texts, truncation=True, max_length=int(max_tokens), padding=False)
-    return [list(ids) for ids in encoded["input_ids"]]
+    # a tokenizer without special tokens leaves nothing of an empty text; an encoder needs one token at least
+    nothing = [tokenizer.eos_token_id or 0]
+    return [list(ids) or nothing for ids in encoded["input_ids"]]
 
 
 def load(directory: Path) -> Any:
-    """The encoder itself, float32, without any head."""
+    """The encoder itself, float32, without any head.
+
+    Raises:
+        InputError: when the directory holds no whole model.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModel.from_pretrained(str(directory))
+    try:
+        return AutoModel.from_pretrained(str(directory))
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise InputError(
+            f"model.pretrained must be a whole model, got {directory} ({reason}); save a model there with "
+            "save_pretrained"
+        ) from error

@@ -140,10 +140,20 @@ def once(place: Path, write: Callable[[Path], None]) -> None:
                 raise
             temporary.rename(place)
     except OSError as error:
+        if _elsewhere(error, place.parent):
+            raise
         raise InputError(
-            f"data.cache_dir must be a directory that can be written, got {place.parent} ({error.strerror}); "
-            "give another one or free some space"
+            f"data.cache_dir must be a directory that can be written, got {place.parent} "
+            f"({error.strerror or error}); give another one or free some space"
         ) from error
+
+
+def _elsewhere(error: OSError, directory: Path) -> bool:
+    """Whether an error names a file that has nothing to do with a directory, such as one of the log."""
+    if not isinstance(error.filename, str | Path):
+        return False
+    file, directory = Path(error.filename).absolute(), directory.absolute()
+    return not (file.is_relative_to(directory) or directory.is_relative_to(file))
 
 
 def open_or_build(
@@ -161,12 +171,12 @@ def open_or_build(
         settings: how to draw negatives, for logs without impressions.
         cache_dir: where Stores live.
     """
-    module = source.func.__module__
+    reader = [source.func.__module__, source.func.__qualname__, *source.args]
     readers = sorted(Path(inspect.getfile(source.func)).parent.glob("*.py"))
     stats = [(f.name, f.parent.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     code = hashlib.sha256(b"".join(p.read_bytes() for p in [*readers, *CODE]))
     settings_json = json.dumps(
-        [module, source.keywords, stats, asdict(settings) if settings else None, code.hexdigest()],
+        [reader, source.keywords, stats, asdict(settings) if settings else None, code.hexdigest()],
         sort_keys=True,
         default=str,
     )
@@ -217,6 +227,12 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
     dropped = dict(log.dropped)
     if len(sorted_events) < n_events:
         dropped["events of items that are not in the catalogue"] = n_events - len(sorted_events)
+    if len(sorted_events) == 0:
+        raise InputError(
+            f"events.item_id must be items of the catalogue, got none that is among {n_events} events; "
+            "give events and items the same ids"
+        )
+    _refuse_missing_times("events", sorted_events)
     user = sorted_events["user"].cast(pl.Int32).to_numpy()
     item = sorted_events["item"].cast(pl.Int32).to_numpy()
     moment = sorted_events["timestamp_s"].to_numpy()
@@ -268,6 +284,15 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
     (directory / "store.json").write_text(json.dumps(about, indent=2))
 
 
+def _refuse_missing_times(name: str, frame: pl.DataFrame) -> None:
+    """Raise the InputError when a moment is null."""
+    missing = frame["timestamp_s"].null_count()
+    if missing:
+        raise InputError(
+            f"{name}.timestamp_s must be known for every row, got {missing} without; remove the rows"
+        )
+
+
 def _logged_impressions(
     impressions: pl.LazyFrame,
     item_index: pl.LazyFrame,
@@ -285,9 +310,16 @@ def _logged_impressions(
     )
     if len(frame) == 0:
         raise InputError("the log must hold at least 1 impression, got 0; check the files of data.root")
+    _refuse_missing_times("impressions", frame)
     moment = frame["timestamp_s"].to_numpy()
     tables.check_times("impressions", int(moment[0]), int(moment[-1]))
-    lengths = frame["candidates"].list.len()
+    lengths = frame["candidates"].list.len().fill_null(0)
+    bare = (lengths == 0).arg_true()
+    if len(bare):
+        raise InputError(
+            f"impressions.candidates must hold at least 1 item, got impression "
+            f"{frame['impression_id'][bare[0]]} with none; remove the row"
+        )
     odd = (lengths != frame["labels"].list.len()).arg_true()
     if len(odd):
         raise InputError(

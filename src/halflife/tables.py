@@ -64,16 +64,23 @@ def check_columns(name: str, frame: pl.LazyFrame | pl.DataFrame, columns: dict[s
     """Select and cast the contract's columns of one frame; a missing one is an error that names it.
 
     Raises:
-        InputError: when a column is missing.
+        InputError: when a column is missing, or holds dates or words in place of numbers.
     """
     lazy = frame.lazy()
-    have = lazy.collect_schema().names()
+    have = lazy.collect_schema()
     missing = [c for c in columns if c not in have and c != "published_s"]
     if missing:
         raise InputError(
             f"{name} must have the columns {', '.join(columns)}, got {', '.join(have)}; add "
             f"{', '.join(missing)}"
         )
+    for name_of, dtype in columns.items():
+        found = have.get(name_of, pl.Null())
+        # a date would turn into days since 1970, silently
+        if dtype.is_numeric() and not found.is_numeric() and found != pl.Null:
+            raise InputError(
+                f"{name}.{name_of} must be numbers ({dtype()}), got {found}; convert the column in the source"
+            )
     if "published_s" in columns and "published_s" not in have:
         lazy = lazy.with_columns(published_s=pl.lit(None, dtype=pl.Int64))
     return lazy.select(pl.col(c).cast(dtype) for c, dtype in columns.items())

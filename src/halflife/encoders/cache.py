@@ -39,7 +39,7 @@ def vectors(cache_dir: Path, name: str, items: int, compute: Callable[[], Array]
             )  # copy on write: torch wants it writable
             if len(found) == items:
                 return found
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             if last_try:
                 raise
         shutil.rmtree(place, ignore_errors=True)

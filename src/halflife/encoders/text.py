@@ -96,7 +96,9 @@ class TextEncoder(nn.Module):
         self.frozen_parameters = 0
         width = int(backbone.config.hidden_size)
         if self.reads_tokens:
-            self.backbone = backbone.train()  # loading leaves it in eval mode, and nobody else switches dropout on
+            self.backbone = (
+                backbone.train()
+            )  # loading leaves it in eval mode, and nobody else switches dropout on
         else:
             self.frozen_parameters = sum(p.numel() for p in backbone.parameters())
             config = (source / "config.json").read_bytes()

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife.errors import choice, number
+from halflife.errors import InputError, choice, number
 from halflife.sources.newsroom import TAILS, TOPICS
 from halflife.tables import DAY_S, Tables
 
@@ -65,12 +65,16 @@ def read(
     choice("data.source.kernel", kernel, ["none", "exponential", "power", "weibull", "gaussian"])
     choice("data.source.composition", composition, ["sink", "normalised", "sum"])
     number("data.source.half_life_days", half_life_days, "days", above=0)
-    number("data.source.users", users, "readers", at_least=2)
-    number("data.source.items", items, "articles", at_least=2 * len(TOPICS))
+    users = int(number("data.source.users", users, "readers", at_least=2))
+    items = int(number("data.source.items", items, "articles", at_least=2 * len(TOPICS)))
     number("data.source.days", days, "days", above=0)
     number("data.source.sessions_per_day", sessions_per_day, "sessions", above=0)
     number("data.source.candidates", candidates, "articles", at_least=2, at_most=len(TOPICS))
+    candidates = int(candidates)
+    number("data.source.strength", strength, "logit")
+    number("data.source.bias", bias, "logit")
     number("data.source.drift_days", drift_days, "days", above=0)
+    number("data.source.seed", seed, "integer", at_least=0)
     rng = np.random.default_rng(seed)
 
     catalogue = _articles(rng, items, days)
@@ -117,6 +121,11 @@ def read(
             events.append((asked[hit], item[hit, c], times[asked, step][hit], np.ones(hit.sum(), np.int8)))
             _remember(past_topic, past_time, n_past, asked[hit], topics[hit, c], times[asked, step][hit])
 
+    if sum(len(who) for who, *_ in shown) == 0:
+        raise InputError(
+            f"data.source.days must be long enough for a visit (days), got {days} in which {users} readers "
+            "saw no impression; raise it, data.source.users or data.source.sessions_per_day"
+        )
     planted = {
         "kernel": kernel,
         "half_life_days": half_life_days,
@@ -149,6 +158,8 @@ def _articles(rng: np.random.Generator, items: int, days: float) -> dict[str, Ar
     topic = np.sort(np.arange(items) % len(TOPICS))
     published = START_S + (rng.uniform(-LIFETIME_DAYS, days, items) * DAY_S).astype(np.int64)
     published = published[np.lexsort((published, topic))]
+    oldest = np.r_[True, topic[1:] != topic[:-1]]
+    published[oldest] = np.minimum(published[oldest], START_S)  # every topic has something to show at once
     names = list(TOPICS)
     titles: list[str] = []
     for t in topic:

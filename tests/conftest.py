@@ -1,0 +1,127 @@
+"""What several rooms test with: a small newsroom log, and a tiny BERT that needs no download."""
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# nothing here may wait for a network that a test machine does not have; set before transformers is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+from halflife.batches import DataModule
+from halflife.sources import synthetic
+from halflife.sources.newsroom import TAILS, TOPICS
+
+NEWSROOM = {
+    "users": 60,
+    "items": 48,
+    "days": 30.0,
+    "sessions_per_day": 0.5,
+    "candidates": 4,
+    "kernel": "exponential",
+    "half_life_days": 5.0,
+    "composition": "sink",
+    "strength": 7.0,
+    "bias": -3.0,
+    "drift_days": 12.0,
+    "seed": 1,
+}
+"""Settings of the small log: a few hundred impressions, made in well under a second."""
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="session")
+def newsroom() -> dict[str, Any]:
+    """The settings of `synthetic.read` behind `small_log`; a copy, free to change."""
+    return dict(NEWSROOM)
+
+
+@pytest.fixture(scope="session")
+def make_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DataModule]:
+    """Make a DataModule over a small newsroom: `make_log(max_history=5, source={"seed": 2})`.
+
+    Stores are shared between tests, since a Store is found by its settings; the DataModule is new every time.
+    """
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(source: dict[str, Any] | None = None, **changes: Any) -> DataModule:
+        given: dict[str, Any] = {
+            "source": partial(synthetic.read, **(NEWSROOM | (source or {}))),
+            "root": None,
+            "files": [],
+            "cache_dir": str(cache),
+            "negatives": None,
+            "split": {"val": 0.15, "test": 0.15},
+            "age": "days",
+            "max_history": 20,
+            "min_history": 1,
+            "batch_size": 32,
+            "eval_batch_size": 64,
+            "num_workers": 0,
+            "seed": 1,
+        }
+        return DataModule(**(given | changes))
+
+    return make
+
+
+@pytest.fixture
+def small_log(make_log: Callable[..., DataModule]) -> DataModule:
+    """A log of 60 readers; its Store is built once a session, the DataModule is the test's own."""
+    return make_log()
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as `save_pretrained` leaves it: a random BERT of 2 layers and width 32, and a tokenizer of
+    the newsroom's words.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    directory = tmp_path_factory.mktemp("tiny-bert")
+    texts = [text for part in TOPICS.values() for choices in part for text in choices] + TAILS
+    bert_words = pre_tokenizers.BertPreTokenizer()
+    words = sorted({w for text in texts for w, _ in bert_words.pre_tokenize_str(text.lower())})
+    letters = sorted({c for w in words for c in w})
+    pieces = [*SPECIAL, *letters, *(f"##{c}" for c in letters), *(w for w in words if w not in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = bert_words
+    cls, sep = ("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])
+    backend.post_processor = processors.BertProcessing(sep, cls)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=64,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    tokenizer.save_pretrained(str(directory))
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+
+    with torch.random.fork_rng(devices=[]):  # the same weights in every session, and no test's draws moved
+        torch.manual_seed(0)
+        model = BertModel(
+            BertConfig(
+                vocab_size=len(pieces),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                max_position_embeddings=64,
+            )
+        )
+    model.save_pretrained(str(directory))
+    return directory

@@ -1,0 +1,114 @@
+"""Every yaml composes, instantiates and runs a step; every command of the README composes."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from halflife.batches import DataModule
+from halflife.recommender import Recommender
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+CHOICES = sorted(str(p.relative_to(CONF)).removesuffix(".yaml") for p in CONF.glob("*/*.yaml"))
+README_COMMANDS = [
+    line.strip().removeprefix("python train.py ")
+    for file in [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md"))]
+    for line in re.findall(r"^ *python train\.py (?!.*--help).*$", file.read_text(), re.MULTILINE)
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def chosen(choice: str) -> str:
+    group, _, name = choice.partition("/")
+    return f"{group}=[{name}]" if group == "metrics" else f"{group}={name}"
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("hydra/")])
+def test_every_choice_composes_and_every_key_of_it_is_commented_or_obvious(choice: str) -> None:
+    cfg = composed(chosen(choice))
+    assert cfg.seed == 1
+    assert (CONF / f"{choice}.yaml").read_text().startswith("#"), "a yaml begins with what it is for"
+
+
+@pytest.mark.parametrize("decay", [c.split("/")[1] for c in CHOICES if c.startswith("decay/")])
+def test_every_decay_runs_a_training_step(decay: str, make_log: Callable[..., DataModule]) -> None:
+    step_runs(make_log, f"decay={decay}", "model=id_embedding")
+
+
+@pytest.mark.parametrize("interest", [c.split("/")[1] for c in CHOICES if c.startswith("interest/")])
+@pytest.mark.parametrize("loss", [c.split("/")[1] for c in CHOICES if c.startswith("loss/")])
+def test_every_interest_and_loss_runs_a_training_step(
+    interest: str, loss: str, make_log: Callable[..., DataModule]
+) -> None:
+    step_runs(make_log, f"interest={interest}", f"loss={loss}", "model=id_embedding")
+
+
+@pytest.mark.parametrize("model", [c.split("/")[1] for c in CHOICES if c.startswith("model/")])
+def test_every_model_runs_a_training_step(
+    model: str, make_log: Callable[..., DataModule], tiny_bert: Path
+) -> None:
+    text = [] if model == "id_embedding" else [f"model.pretrained={tiny_bert}"]
+    step_runs(make_log, f"model={model}", *text, *(["model.tuning.k=1"] if model.endswith("last_k") else []))
+
+
+def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
+    """Forward, backward, one step; the loss is finite and whatever trains got a gradient."""
+    data = make_log(batch_size=16)
+    cfg = composed(*overrides, f"cache_dir={data.cache_dir}")
+    torch.manual_seed(0)
+    encoder = instantiate(cfg.model)(store=data.store)
+    interest = instantiate(cfg.interest)(dim=encoder.dim)
+    settings: dict[str, Any] = instantiate(cfg.optimizer)
+    module = Recommender(
+        encoder, instantiate(cfg.decay), interest, instantiate(cfg.loss), instantiate(cfg.metrics), **settings,
+        seed=1, unit="days",
+    )  # fmt: skip
+    data.tokens = encoder.tokens if encoder.reads_tokens else None
+    batch = next(iter(data.train_dataloader()))
+    loss = module.loss(module(batch), batch.label, batch.candidate_mask)
+    loss.backward()
+    assert torch.isfinite(loss)
+    optimizer = module.configure_optimizers()["optimizer"]
+    grouped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert grouped == {id(p) for p in module.parameters() if p.requires_grad}
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters() if id(p) in grouped)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "ddp", "debug"])
+def test_every_cpu_trainer_instantiates(trainer: str, tmp_path: Path) -> None:
+    cfg = composed(f"trainer={trainer}")
+    assert instantiate(cfg.trainer)(default_root_dir=tmp_path, logger=False).max_epochs == cfg.trainer.max_epochs
+
+
+@pytest.mark.parametrize("name", [c.split("/")[1] for c in CHOICES if c.startswith("data/")])
+def test_every_data_config_instantiates(name: str, tmp_path: Path) -> None:
+    cfg = composed(f"data={name}", f"cache_dir={tmp_path}")
+    if OmegaConf.is_missing(cfg.data, "root"):
+        cfg.data.root = str(tmp_path)
+    assert isinstance(instantiate(cfg.data), DataModule)
+
+
+@pytest.mark.parametrize("command", README_COMMANDS)
+def test_every_command_of_the_readme_composes(command: str) -> None:
+    words = [w for w in shlex.split(command, comments=True) if w not in ("-m", "--multirun")]
+    for word in words:
+        key, _, value = word.partition("=")
+        first = value if value.startswith(("[", "'", "tag(", "interval(")) else value.split(",")[0]
+        composed(f"{key}={first}")
+
+
+def test_the_readme_names_commands() -> None:
+    assert len(README_COMMANDS) >= 5

@@ -1,0 +1,226 @@
+"""The half-life's interval: it covers what was planted, is as wide as the spread, and says when it knows nothing."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from halflife import losses, metrics
+from halflife.batches import Batch, DataModule
+from halflife.decay.exponential import Exponential
+from halflife.decay.fourier import Fourier
+from halflife.decay.kernel import Kernel
+from halflife.decay.none import NoDecay
+from halflife.decay.weibull import Weibull
+from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, refit
+from halflife.interest import Pool
+from halflife.recommender import Recommender
+from halflife.sources.newsroom import TOPICS
+from halflife.store import Store
+
+PLANTED_DAYS = 5.0
+MakeLog = Callable[..., DataModule]
+
+
+class Oracle(nn.Module):
+    """An item's vector is its topic, one-hot: what the newsroom's clicks really depend on."""
+
+    reads_tokens, tokens, frozen_parameters, lr = False, None, 0, 0.0
+    table: Tensor
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        topic = torch.tensor([list(TOPICS).index(c) for c in store.items["category"]])
+        self.register_buffer("table", torch.eye(len(TOPICS))[topic])
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.table[batch.item]
+
+    def catalogue(self) -> Tensor:
+        return self.table
+
+
+def module_of(data: DataModule, decay: Kernel | None = None) -> Recommender:
+    return Recommender(
+        Oracle(data.store),  # type: ignore[arg-type]
+        decay or Exponential(half_life_days=2.0, learn=True),
+        Pool(len(TOPICS), composition="sink", scale=5.0, sink=1.0),
+        losses.bce,
+        {"auc": metrics.AUC()},
+        head_lr=0.01,
+        decay_lr=0.05,
+        weight_decay=0.0,
+        warmup_steps=0,
+        schedule="constant",
+        schedule_epochs=1,
+        seed=1,
+        unit="days",
+    )
+
+
+def log_of(make_log: MakeLog, seed: int = 0, users: int = 60, **source: Any) -> DataModule:
+    """About 1,000 impressions in 40 days, whose histories are hardly cut."""
+    return make_log(
+        source={"users": users, "days": 40.0, "candidates": 5, "seed": seed} | source,
+        max_history=100,
+        eval_batch_size=1000,
+        split={"val": 0.05, "test": 0.05},
+    )
+
+
+def fit(data: DataModule, decay: Kernel | None = None) -> tuple[Recommender, Fit | None, dict[str, Any]]:
+    module = module_of(data, decay)
+    found = refit(module, data.sample("train"))
+    return module, found, estimate(module, found)
+
+
+def loss_of(module: Recommender, batches: Iterable[Batch]) -> float:
+    with torch.no_grad():
+        return sum(float(module.loss(module(b), b.label, b.candidate_mask)) * len(b) for b in batches)
+
+
+@pytest.fixture(scope="module")
+def seeds(make_log: MakeLog) -> list[dict[str, Any]]:
+    """Estimates on eight logs that differ in their seed alone."""
+    return [fit(log_of(make_log, seed))[2] for seed in range(8)]
+
+
+def test_the_interval_covers_the_planted_half_life(seeds: list[dict[str, Any]]) -> None:
+    assert all(e["identified"] for e in seeds)
+    assert all(e["low"] < e["half_life_days"] < e["high"] for e in seeds)
+    covers = [e["low"] < PLANTED_DAYS < e["high"] for e in seeds]
+    assert sum(covers) >= 6  # of 8; fewer than 6 has a chance of 0.6 % where 95 % is true
+    middle = statistics.mean(math.log(e["half_life_days"]) for e in seeds)
+    assert math.exp(middle) == pytest.approx(PLANTED_DAYS, rel=0.15)
+
+
+def test_the_interval_is_as_wide_as_the_spread_over_seeds(seeds: list[dict[str, Any]]) -> None:
+    spread = statistics.stdev(math.log(e["half_life_days"]) for e in seeds)
+    assert statistics.mean(e["sd_log_half_life"] for e in seeds) == pytest.approx(spread, rel=0.35)
+
+
+def test_the_interval_is_symmetric_in_the_logarithm_at_its_level(seeds: list[dict[str, Any]]) -> None:
+    for e in seeds:
+        assert LEVEL == e["level"]
+        assert e["low"] * e["high"] == pytest.approx(e["half_life_days"] ** 2, rel=1e-6)
+        assert math.log(e["high"] / e["low"]) == pytest.approx(2 * 1.95996 * e["sd_log_half_life"], rel=1e-4)
+
+
+def test_four_times_the_readers_halve_the_interval(make_log: MakeLog, seeds: list[dict[str, Any]]) -> None:
+    small = statistics.mean(e["sd_log_half_life"] for e in seeds)
+    assert fit(log_of(make_log, users=240))[2]["sd_log_half_life"] == pytest.approx(small / 2, rel=0.25)
+
+
+def test_the_refit_ends_where_the_loss_is_least(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    batches = list(data.sample("train"))
+    module = module_of(data)
+    before = loss_of(module, batches)
+    found = refit(module, batches)
+    least = loss_of(module, batches)
+    assert least < before
+    assert found is not None
+    assert set(found.names) == {
+        "decay.log_half_life",
+        "interest.log_scale",
+        "interest.bias",
+        "interest.log_sink",
+    }
+    assert found.gradient.shape == (len(data.rows("train")), 4)
+    for parameter in [*module.decay.parameters(), *module.interest.parameters()]:
+        for move in (-0.02, 0.02):
+            with torch.no_grad():
+                parameter.add_(move)
+                assert loss_of(module, batches) > least
+                parameter.sub_(move)
+    again = refit(module, batches)
+    assert again is not None
+    assert loss_of(module, batches) == pytest.approx(least, rel=1e-6)
+
+
+@pytest.mark.parametrize("start_days", [0.01, 300.0])
+def test_the_refit_finds_the_minimum_from_far_away_too(make_log: MakeLog, start_days: float) -> None:
+    data = log_of(make_log)
+    near, far = fit(data)[2], fit(data, Exponential(half_life_days=start_days, learn=True))[2]
+    assert far["half_life_days"] == pytest.approx(near["half_life_days"], rel=0.01)
+    assert far["sd_log_half_life"] == pytest.approx(near["sd_log_half_life"], rel=0.01)
+
+
+def test_the_refit_does_not_depend_on_how_the_rows_are_batched(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    whole = fit(data)[2]
+    data.eval_batch_size = 100
+    assert fit(data)[2]["half_life_days"] == pytest.approx(whole["half_life_days"], rel=1e-3)
+
+
+def test_the_refit_moves_decay_and_interest_scalars_alone_and_keeps_the_mode(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    module = module_of(data)
+    table = module.encoder.catalogue().clone()
+    for training in (True, False):
+        module.train(training)
+        refit(module, data.sample("train"))
+        assert module.training is training
+    assert torch.equal(module.encoder.catalogue(), table)
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_a_kernel_with_a_shape_has_an_interval_too(make_log: MakeLog) -> None:
+    data = log_of(make_log, 2, users=120)
+    _, found, e = fit(data, Weibull(half_life_days=2.0, learn=True, shape=0.7, learn_shape=True))
+    assert found is not None
+    assert len(found.names) == 5
+    assert e["identified"]
+    assert e["low"] < PLANTED_DAYS < e["high"]
+    assert e["parameters"].keys() == {"log_half_life", "log_shape"}
+    # an exponential is a Weibull of shape 1
+    assert math.exp(e["parameters"]["log_shape"]) == pytest.approx(1.0, rel=0.5)
+
+
+def unknown(e: dict[str, Any]) -> str:
+    """How an estimate without an interval says why."""
+    assert (e["low"], e["high"], e["identified"]) == (None, None, False)
+    return e["how"]
+
+
+def test_a_kernel_without_half_life_says_so(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    _, found, e = fit(data, NoDecay())
+    assert found is None
+    assert e["half_life_days"] is None
+    assert unknown(e) == "the kernel has no half-life"
+    fourier = Fourier(half_life_days=2.0, learn=True, frequencies=4, unit_days=1.0, learn_unit=False)
+    assert unknown(estimate(module_of(data, fourier), None)) == "the kernel has no half-life"
+
+
+def test_a_half_life_that_is_given_says_so_and_stays(make_log: MakeLog) -> None:
+    _, found, e = fit(log_of(make_log), Exponential(half_life_days=3.0, learn=False))
+    assert found is None
+    assert e["half_life_days"] == pytest.approx(3.0)
+    assert unknown(e) == "fixed by the configuration, not estimated"
+    fixed = Weibull(half_life_days=3.0, learn=False, shape=0.7, learn_shape=True)
+    assert unknown(fit(log_of(make_log), fixed)[2]).startswith("not identified: ")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_half_life_far_beyond_the_log_is_not_identified(make_log: MakeLog, seed: int) -> None:
+    data = log_of(make_log, seed, users=40, days=60.0, half_life_days=10_000.0)
+    assert unknown(fit(data)[2]).startswith("not identified: ")
+
+
+def test_logs_without_any_decay_show_none(make_log: MakeLog) -> None:
+    hows = [unknown(fit(log_of(make_log, seed, users=40, kernel="none"))[2]) for seed in range(4)]
+    ran_away = "not identified: the training loss keeps falling as the half-life grows"
+    wide = "not identified: the standard deviation of the log half-life is "
+    assert all(how == ran_away or how.startswith(wide) for how in hows)
+    assert ran_away in hows
+
+
+def test_an_interval_that_would_reach_no_decay_at_all_is_not_stated(seeds: list[dict[str, Any]]) -> None:
+    # sd(1/h) / (1/h) = sd(log h), so 1/h − 1.96 sd(1/h) > 0 exactly where sd(log h) < 1/1.96
+    assert pytest.approx(1 / 1.95996, rel=1e-4) == LARGEST_SD
+    assert all(e["sd_log_half_life"] < LARGEST_SD for e in seeds)

