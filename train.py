@@ -9,8 +9,22 @@ from halflife.cli import guarded, run_app
 from halflife.errors import InputError, near, number
 
 CONFIG_DIR = Path(__file__).resolve().parent / "conf"
-KEYS = ["data", "model", "decay", "interest", "loss", "metrics", "optimizer", "trainer", "callbacks", "logger", "seed",
-        "objective", "ckpt", "cache_dir"]  # fmt: skip
+KEYS = [
+    "data",
+    "model",
+    "decay",
+    "interest",
+    "loss",
+    "metrics",
+    "optimizer",
+    "trainer",
+    "callbacks",
+    "logger",
+    "seed",
+    "objective",
+    "ckpt",
+    "cache_dir",
+]
 
 
 def run(cfg: DictConfig, run_dir: Path) -> float:
@@ -26,14 +40,16 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
-    from halflife import tracking
+    from halflife import summary, tracking
     from halflife.estimate import estimate, refit
     from halflife.recommender import Recommender, check_checkpoint
 
     tracking.quiet()
     for key in map(str, cfg):
         if key not in KEYS:
-            raise InputError(f"{key} must be a key of the configuration, got an unknown one; {near(key, KEYS)}")
+            raise InputError(
+                f"{key} must be a key of the configuration, got an unknown one; {near(key, KEYS)}"
+            )
     number("seed", cfg.seed, "integer", at_least=0)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -87,7 +103,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     rows, scores = tracking.gather_predictions(module, run_dir)
     if first:
         fitted = estimate(module, fit)
-        found = tracking.finish(found, run_dir, module, data.store, rows, scores, fitted, speed)
+        found = summary.finish(found, run_dir, module, data.store, rows, scores, fitted, speed)
     tracking.close(trainer.logger)
     return float(found[cfg.objective])
 

@@ -1,11 +1,11 @@
 """What the README's speed table is printed by: training and evaluation against the usual ways, in one run.
 
-The padded loop is what most implementations do, on the same libraries and the same weights: every place of a
-history, filled up to `max_history`, and every candidate holds a title of its own, padded to the longest of the
-batch, and all of them go through the encoder at every step. It is a plain PyTorch loop without a trainer, and
-goes through a batch a few impressions at a time (their gradients add up to the batch's), since the whole would
-take 10 GB. Ours runs as a user's run does: under the Lightning trainer, settings from conf/, batches collated
-on the way.
+The padded loop is what most implementations do, on the same libraries and the same weights: every place of
+a history, filled up to `max_history`, and every candidate holds a title of its own, padded to the longest
+of the batch, and all of them go through the encoder at every step. It is a plain PyTorch loop without a
+trainer, and takes a few impressions of a batch at a time (their gradients add up to the batch's), since the
+whole would need 10 GB. Ours runs as a user's run does: under the Lightning trainer, with the settings of
+conf/, batches collated on the way.
 
     python benchmarks/throughput.py --json throughput.json
 """
@@ -49,7 +49,10 @@ Array = NDArray[Any]
 CONF = Path(__file__).resolve().parents[1] / "conf"
 START_S = 1_704_067_200  # 2024-01-01T00:00Z
 MAX_HISTORY = 50
+USERS, ITEMS = 2_500, 2_000
 IMPRESSIONS_A_USER = 8
+SPLIT = {"val": 0.5, "test": 0.1}
+TRAIN_IMPRESSIONS = 8_000
 PIECE = 8  # impressions that the padded loop encodes together
 SAME_LOSS = 1e-3
 
@@ -124,7 +127,8 @@ class PaddedLoop:
     def losses(self, rows: Array) -> Iterator[Tensor]:
         """Loss of each piece of the batch, weighted so that they add up to the batch's."""
         batch = self.dataset[rows]
-        assert batch.tokens is not None and batch.token_length is not None
+        assert batch.tokens is not None
+        assert batch.token_length is not None
         place = torch.arange(int(batch.token_length.max()))
         start = batch.token_length.cumsum(0) - batch.token_length
         mask = place < batch.token_length.unsqueeze(1)
@@ -146,7 +150,7 @@ class PaddedLoop:
         """Vector of each padded title."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             hidden = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return self.encoder.head(self.encoder.pooling(hidden, mask))  # type: ignore[no-any-return]
+        return self.encoder.head(self.encoder.pooling(hidden, mask))
 
     def step(self, rows: Array) -> None:
         """Forward, backward, clip, AdamW."""
@@ -174,7 +178,8 @@ def bare(backbone: Any, batch: Batch) -> float:
     The padded chunks are laid out beforehand, the same ones that `encoders.text.encode` makes; each goes
     forward and back before the next.
     """
-    assert batch.tokens is not None and batch.token_length is not None
+    assert batch.tokens is not None
+    assert batch.token_length is not None
     start, chunks = batch.token_length.cumsum(0) - batch.token_length, []
     for chunk in torch.argsort(batch.token_length, stable=True).split(text.CHUNK_ITEMS):
         place = torch.arange(int(batch.token_length[chunk].max()))
@@ -279,12 +284,12 @@ class Bench:
         self.folder, self.batch_size, self.repeats, self.seconds = folder, batch_size, repeats, seconds
         self.notes: list[str] = []
         self.data = DataModule(
-            source=partial(news, users=2_500, items=2_000, seed=1),
+            source=partial(news, users=USERS, items=ITEMS, seed=1),
             root=None,
             files=[],
             cache_dir=str(folder),
             negatives=None,
-            split={"val": 0.5, "test": 0.1},
+            split=SPLIT,
             age="days",
             max_history=MAX_HISTORY,
             min_history=1,
@@ -350,7 +355,7 @@ class Bench:
         """Fine-tuning and evaluation of a model of which everything trains."""
         module, trainer = self.module("bert_full")
         loop = self.loop(module)
-        others = {
+        others: dict[str, Callable[[Batch], float]] = {
             "loop": partial(timed, loop.step),
             "bare": partial(bare, copy.deepcopy(module.encoder.backbone)),
         }

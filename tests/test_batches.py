@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halflife.arrays import build
 from halflife.batches import PAD_AGE, Batch, BatchRows, DataModule, Impressions
 from halflife.errors import InputError
 from halflife.negatives import Negatives
-from halflife.store import Store, build
+from halflife.store import Store
 from halflife.tables import DAY_S, Tables
 
 START = 1_706_745_600  # 2024-02-01: where float32 counts seconds in steps of 128

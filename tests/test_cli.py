@@ -14,9 +14,14 @@ ROOT = Path(__file__).parents[1]
 def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HALFLIFE_CACHE": str(cwd / "cache"), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words], cwd=cwd, env=environment, capture_output=True, text=True,
-        timeout=240, check=False,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def refused(cwd: Path, *words: str) -> str:
@@ -34,7 +39,13 @@ def refused(cwd: Path, *words: str) -> str:
 def test_help_shows_groups_choices_and_commands(tmp_path: Path) -> None:
     done = call("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for word in ("python train.py model=bert_lora decay=exponential", "decay: ", "gaussian", "bert_frozen", "mind"):
+    for word in (
+        "python train.py model=bert_lora decay=exponential",
+        "decay: ",
+        "gaussian",
+        "bert_frozen",
+        "mind",
+    ):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -45,7 +56,9 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
         "try: runpy.run_path(sys.argv0, run_name='__main__')\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     ).replace("sys.argv0", repr(str(ROOT / "train.py")))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.stderr.strip().splitlines()[-1] == "False"
 
 

@@ -72,9 +72,15 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
     interest = instantiate(cfg.interest)(dim=encoder.dim)
     settings: dict[str, Any] = instantiate(cfg.optimizer)
     module = Recommender(
-        encoder, instantiate(cfg.decay), interest, instantiate(cfg.loss), instantiate(cfg.metrics), **settings,
-        seed=1, unit="days",
-    )  # fmt: skip
+        encoder,
+        instantiate(cfg.decay),
+        interest,
+        instantiate(cfg.loss),
+        instantiate(cfg.metrics),
+        **settings,
+        seed=1,
+        unit="days",
+    )
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     batch = next(iter(data.train_dataloader()))
     loss = module.loss(module(batch), batch.label, batch.candidate_mask)
@@ -83,14 +89,18 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
     optimizer = module.configure_optimizers()["optimizer"]
     grouped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert grouped == {id(p) for p in module.parameters() if p.requires_grad}
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters() if id(p) in grouped)
+    assert all(
+        p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters() if id(p) in grouped
+    )
     optimizer.step()
 
 
 @pytest.mark.parametrize("trainer", ["cpu", "ddp", "debug"])
 def test_every_cpu_trainer_instantiates(trainer: str, tmp_path: Path) -> None:
     cfg = composed(f"trainer={trainer}")
-    assert instantiate(cfg.trainer)(default_root_dir=tmp_path, logger=False).max_epochs == cfg.trainer.max_epochs
+    assert (
+        instantiate(cfg.trainer)(default_root_dir=tmp_path, logger=False).max_epochs == cfg.trainer.max_epochs
+    )
 
 
 @pytest.mark.parametrize("name", [c.split("/")[1] for c in CHOICES if c.startswith("data/")])

@@ -1,4 +1,6 @@
-"""The half-life's interval: it covers what was planted, is as wide as the spread, and says when it knows nothing."""
+"""The half-life's interval: it covers what was planted, is as wide as the spread, or says why there is
+none.
+"""
 
 import math
 import statistics
@@ -105,7 +107,7 @@ def test_the_interval_is_as_wide_as_the_spread_over_seeds(seeds: list[dict[str, 
 
 def test_the_interval_is_symmetric_in_the_logarithm_at_its_level(seeds: list[dict[str, Any]]) -> None:
     for e in seeds:
-        assert LEVEL == e["level"]
+        assert e["level"] == LEVEL
         assert e["low"] * e["high"] == pytest.approx(e["half_life_days"] ** 2, rel=1e-6)
         assert math.log(e["high"] / e["low"]) == pytest.approx(2 * 1.95996 * e["sd_log_half_life"], rel=1e-4)
 

@@ -8,9 +8,27 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "halflife"
 
 ORDER = [
-    "errors", "progress", "tables", "negatives", "sources", "pretrained", "store", "batches", "encoders", "decay",
-    "interest", "losses", "metrics", "recommender", "estimate", "tracking", "multirun", "cli",
-]  # fmt: skip
+    "errors",
+    "progress",
+    "tables",
+    "negatives",
+    "sources",
+    "arrays",
+    "pretrained",
+    "store",
+    "batches",
+    "encoders",
+    "decay",
+    "interest",
+    "losses",
+    "metrics",
+    "recommender",
+    "estimate",
+    "tracking",
+    "summary",
+    "multirun",
+    "cli",
+]
 
 
 def imported(path: Path) -> set[str]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import polars
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.functional import pad
@@ -331,6 +333,21 @@ def test_a_loss_that_is_not_finite_ends_in_one_sentence(make: Make, small_log: D
 def test_a_kernel_of_ranks_names_its_unit(make: Make) -> None:
     assert make("id", decay=kernel_of("rank_exponential")).unit == "rank"
     assert make("id").unit == "days"
+
+
+def test_every_step_logs_its_loss_its_learning_rates_and_the_half_life(
+    make: Make, small_log: DataModule, tmp_path: Path
+) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    module = make("lora", warmup_steps=1)
+    fitted(module, small_log, tmp_path, logger=logger, log_every_n_steps=1)
+    logger.finalize("success")
+    logged = polars.read_csv(tmp_path / "metrics.csv")
+    for key in ("train/loss", "decay/half_life_days", "lr/encoder", "lr/head", "lr/decay"):
+        rows = logged.filter(polars.col(key).is_not_null())
+        assert rows["step"].to_list() == [0, 1], key
+        if key == "lr/decay":
+            assert rows[key].to_list() == pytest.approx([0.025, 0.05])
 
 
 # --- dropout depends on seed and step alone

@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halflife import pretrained, store
+from halflife.arrays import build
 from halflife.batches import DataModule
 from halflife.errors import InputError
 from halflife.negatives import Negatives
-from halflife.store import Store, build, open_or_build
+from halflife.store import Store, open_or_build
 from halflife.tables import Tables
 
 ITEMS = ["c", "a", "d", "b", "e"]  # not in the Store's order, so that an index mixed up shows

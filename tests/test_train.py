@@ -14,16 +14,26 @@ import polars as pl
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["data.source.users=80", "data.source.items=48", "data.source.days=30", "data.batch_size=64", "logger=none"]
+SMALL = [
+    "data.source.users=80",
+    "data.source.items=48",
+    "data.source.days=30",
+    "data.batch_size=64",
+    "logger=none",
+]
 TIMES = re.compile(r"^(speed|memory)/")
 
 
 def start(cwd: Path, *words: str, cache: Path | None = None) -> "subprocess.Popen[str]":
     environment = {**os.environ, "HALFLIFE_CACHE": str(cache or cwd / "cache"), "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *SMALL, *words], cwd=cwd, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "train.py"), *words, *SMALL],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def run(cwd: Path, *words: str) -> str:
@@ -42,14 +52,24 @@ def metrics(directory: Path) -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> tuple[Path, str]:
     """A run of two epochs through a tiny tuned BERT, and what it printed."""
     place = tmp_path_factory.mktemp("finished")
-    out = run(place, "model=bert_lora", f"model.pretrained={tiny_bert}", "trainer.max_epochs=2", "hydra.run.dir=run")
+    out = run(
+        place, "model=bert_lora", f"model.pretrained={tiny_bert}", "trainer.max_epochs=2", "hydra.run.dir=run"
+    )
     return place / "run", out
 
 
 def test_a_run_writes_its_directory_and_prints_its_table(finished: tuple[Path, str]) -> None:
     directory, out = finished
-    for name in ("metrics.json", "decay.json", "decay_curve.png", "predictions.parquet", "summary.txt",
-                 "checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/config.yaml"):  # fmt: skip
+    for name in (
+        "metrics.json",
+        "decay.json",
+        "decay_curve.png",
+        "predictions.parquet",
+        "summary.txt",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        ".hydra/config.yaml",
+    ):
         assert (directory / name).stat().st_size > 0, name
     for word in ("parameters train", "lora_A", "AUC", "popularity", "best possible", "planted", "half-life"):
         assert word in out
@@ -58,10 +78,25 @@ def test_a_run_writes_its_directory_and_prints_its_table(finished: tuple[Path, s
 
 def test_metrics_hold_every_key_that_the_design_names(finished: tuple[Path, str]) -> None:
     found = json.loads((finished[0] / "metrics.json").read_text())
-    for key in ("test/auc", "test/gauc", "test/logloss", "test/mrr", "test/ndcg@5", "test/ndcg@10", "val/auc",
-                "baseline/popularity/auc", "decay/half_life_days", "decay/planted_half_life_days", "data/bayes_auc",
-                "speed/train_impressions_per_s", "speed/train_tokens_per_s", "memory/peak_mib", "params/trainable",
-                "params/total", "data/fingerprint"):  # fmt: skip
+    for key in (
+        "test/auc",
+        "test/gauc",
+        "test/logloss",
+        "test/mrr",
+        "test/ndcg@5",
+        "test/ndcg@10",
+        "val/auc",
+        "baseline/popularity/auc",
+        "decay/half_life_days",
+        "decay/planted_half_life_days",
+        "data/bayes_auc",
+        "speed/train_impressions_per_s",
+        "speed/train_tokens_per_s",
+        "memory/peak_mib",
+        "params/trainable",
+        "params/total",
+        "data/fingerprint",
+    ):
         assert key in found, key
 
 
@@ -77,7 +112,13 @@ def test_predictions_give_the_metrics_again(finished: tuple[Path, str]) -> None:
 
 
 def test_one_seed_gives_one_result(finished: tuple[Path, str], tiny_bert: Path, tmp_path: Path) -> None:
-    run(tmp_path, "model=bert_lora", f"model.pretrained={tiny_bert}", "trainer.max_epochs=2", "hydra.run.dir=run")
+    run(
+        tmp_path,
+        "model=bert_lora",
+        f"model.pretrained={tiny_bert}",
+        "trainer.max_epochs=2",
+        "hydra.run.dir=run",
+    )
     assert metrics(tmp_path / "run") == metrics(finished[0])
 
 
@@ -92,8 +133,13 @@ def test_a_run_stopped_after_an_epoch_resumes_to_the_same_metrics(
 
 
 def test_a_run_killed_inside_an_epoch_resumes_to_the_same_metrics(tiny_bert: Path, tmp_path: Path) -> None:
-    common = ["model=bert_lora", f"model.pretrained={tiny_bert}", "trainer.max_epochs=6", "data.batch_size=8",
-              "trainer.val_check_interval=20"]  # fmt: skip
+    common = [
+        "model=bert_lora",
+        f"model.pretrained={tiny_bert}",
+        "trainer.max_epochs=6",
+        "data.batch_size=8",
+        "trainer.val_check_interval=20",
+    ]
     process = start(tmp_path, *common, "hydra.run.dir=killed")
     ckpt = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     until = time.monotonic() + 200
@@ -118,8 +164,15 @@ def test_two_processes_see_every_test_row_once(tiny_bert: Path, tmp_path: Path) 
 
 
 def test_a_multirun_over_processes_gives_each_job_its_own_overrides(tiny_bert: Path, tmp_path: Path) -> None:
-    out = run(tmp_path, "-m", "decay=none,exponential", "model=bert_frozen", f"model.pretrained={tiny_bert}",
-              "trainer=ddp", "hydra.sweep.dir=sweep")  # fmt: skip
+    out = run(
+        tmp_path,
+        "-m",
+        "decay=none,exponential",
+        "model=bert_frozen",
+        f"model.pretrained={tiny_bert}",
+        "trainer=ddp",
+        "hydra.sweep.dir=sweep",
+    )
     kernels = [json.loads((tmp_path / "sweep" / n / "decay.json").read_text())["kernel"] for n in ("0", "1")]
     assert kernels == ["none", "exponential"]
     assert "decay=none" in out
@@ -127,8 +180,16 @@ def test_a_multirun_over_processes_gives_each_job_its_own_overrides(tiny_bert: P
 
 
 @pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
-def test_loggers_hold_loss_auc_half_life_and_learning_rates(logger: str, tiny_bert: Path, tmp_path: Path) -> None:
-    run(tmp_path, f"logger={logger}", "model=bert_frozen", f"model.pretrained={tiny_bert}", "hydra.run.dir=run")
+def test_loggers_hold_loss_auc_half_life_and_learning_rates(
+    logger: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    run(
+        tmp_path,
+        f"logger={logger}",
+        "model=bert_frozen",
+        f"model.pretrained={tiny_bert}",
+        "hydra.run.dir=run",
+    )
     place = tmp_path / "run"
     if logger == "csv":
         text = (place / "csv" / "metrics.csv").read_text()

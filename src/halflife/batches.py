@@ -173,6 +173,8 @@ class BatchRows(Sampler[Array]):
     def __init__(
         self, rows: Array, lengths: Array | None, batch_size: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
+        if lengths is None:  # every process needs a batch, or the others wait for it for ever
+            batch_size = max(1, min(batch_size, -(-len(rows) // world)))
         self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
         self.rank, self.world = rank, world
         self.epoch = 0
@@ -344,10 +346,11 @@ class DataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def sample(self, split: str, most: int = 20_000) -> Iterator[Batch]:
-        """Batches without tokens of at most so many rows, evenly spread over a split, like lengths together."""
+    def sample(self, split: str, candidates: int = 150_000) -> Iterator[Batch]:
+        """Batches without tokens of about so many candidates at most: rows spread evenly over a split, by length."""
         rows = self.rows(split)
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
+        each = len(self.store.candidate_item) / len(self.store.impression_time)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), int(candidates / each) + 1)).astype(np.int64)]
         dataset = self.impressions(with_tokens=False)
         rows = rows[np.argsort(dataset.lengths(rows), kind="stable")]
         for part in BatchRows(rows, None, self.eval_batch_size, self.seed):

@@ -121,7 +121,7 @@ def explain(error: BaseException, config: Path | None = None) -> str | None:
         if isinstance(each, MissingConfigException):
             return _unknown_choice(each)
         if isinstance(each, OverrideParseException):
-            return f"an override must be KEY=VALUE, got {each.override}; quote what the shell or Hydra would split"
+            return f"an override must be KEY=VALUE, got {each.override}; quote what the shell would split"
         if isinstance(each, InstantiationException):
             return _wrong_arguments(each)
         if isinstance(each, ConfigCompositionException) and config is not None:

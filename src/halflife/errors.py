@@ -52,10 +52,9 @@ def number(
 
     >>> number("decay.half_life_days", 5, "days", above=0)
     5.0
-    >>> number("decay.half_life_days", -1, "days", above=0)
+    >>> number("interest.sink", -1, "clicks", above=0)
     Traceback (most recent call last):
-    halflife.errors.InputError: decay.half_life_days must be a number above 0 (days), got -1; give a number
-    above 0
+    halflife.errors.InputError: interest.sink must be a number above 0 (clicks), got -1; give a number above 0
     """
     bounds = [
         f"above {above:g}" if above is not None else "",

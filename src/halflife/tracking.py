@@ -1,10 +1,8 @@
 """What a run leaves behind: loggers, curves, tables, the end-of-run summary."""
 
 import importlib.util
-import json
 import logging
 import os
-import resource
 import shutil
 import sys
 import time
@@ -17,7 +15,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import polars
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -27,13 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from halflife import metrics
 from halflife.batches import Batch, ranges
 from halflife.errors import InputError
 from halflife.estimate import Fit
 from halflife.recommender import Recommender
-from halflife.store import Store
-from halflife.tables import DAY_S
 
 Array = NDArray[Any]
 
@@ -212,64 +206,6 @@ def flatten(cfg: DictConfig) -> dict[str, Any]:
     return flat
 
 
-def finish(
-    found: dict[str, Any],
-    run_dir: Path,
-    module: Recommender,
-    store: Store,
-    rows: Array,
-    scores: Array,
-    fitted: dict[str, Any],
-    speed: Speed,
-) -> dict[str, Any]:
-    """Write predictions, metrics, decay and their pictures, and print the last table.
-
-    Returns:
-        Everything in `metrics.json`.
-    """
-    frame = predictions_table(store, rows, scores)
-    users = np.repeat(store.impression_user[rows], np.diff(store.candidate_start)[rows])
-    found = dict(found)
-    found |= compare(frame, users)
-    found |= {f"params/{k}": v for k, v in module.trainable().items()}
-    found |= speed.metrics()
-    planted = store.about["planted"]
-    key = f"half_life_{fitted['unit']}"
-    found |= {
-        f"decay/{key}": fitted[key],
-        f"decay/{key}_low": fitted["low"],
-        f"decay/{key}_high": fitted["high"],
-        "decay/planted_half_life_days": planted.get("half_life_days") if planted else None,
-        "data/fingerprint": store.about["fingerprint"],
-        "data/test_impressions": len(rows),
-        "memory/peak_mib": peak_mib(),
-    }
-    found = {k: v for k, v in found.items() if v is not None and not k.startswith("train/")}
-    frame.drop("popularity", "probability", strict=False).write_parquet(run_dir / "predictions.parquet")
-
-    figure = decay_curve(module, fitted, ages(store, rows, fitted["unit"]), planted)
-    figure.savefig(run_dir / "decay_curve.png")
-    log_figure(module.trainer.logger, "decay/curve", figure)
-    write_json(run_dir / "decay.json", fitted)
-    if isinstance(module.trainer.logger, Logger):
-        module.trainer.logger.log_metrics({k: v for k, v in found.items() if isinstance(v, int | float)})
-    write_json(run_dir / "metrics.json", found)
-    write_table(run_dir / "summary.txt", [summary(found, fitted, run_dir)])
-    return found
-
-
-def ages(store: Store, rows: Array, unit: str) -> Array:
-    """Ages in the histories of at most a thousand rows, evenly spread over them."""
-    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), 1000)).astype(np.int64)]
-    end = store.history_end[some]
-    length = end - store.user_start[store.impression_user[some]]
-    index, mask = ranges(end - length, length)
-    if unit == "rank":
-        return (length[:, None] - 1 - np.arange(index.shape[1]))[mask].astype(np.float64)
-    index = np.clip(index, 0, len(store.event_time) - 1)
-    return np.asarray((store.impression_time[some][:, None] - store.event_time[index])[mask] / DAY_S)
-
-
 def close(logger: Logger | None) -> None:
     """End the logger's run, so that the next one in this process starts its own."""
     if isinstance(logger, WandbLogger):
@@ -320,185 +256,12 @@ def gather_predictions(module: Recommender, run_dir: Path) -> tuple[Array, Array
     return rows[order], scores[index[order][mask[order]]]
 
 
-def predictions_table(store: Store, rows: Array, scores: Array) -> polars.DataFrame:
-    """One row a test candidate: impression_id, user_id, item_id, timestamp_s, label, score, popularity, and
-    the true probability where it is known."""
-    start = store.candidate_start
-    length = start[rows + 1] - start[rows]
-    index, mask = ranges(start[rows], length)
-    place, owner = index[mask], np.repeat(rows, length)
-    frame = polars.DataFrame(
-        {
-            "impression_id": store.impression_ids.gather(owner),
-            "user_id": store.users["user_id"].gather(store.impression_user[owner]),
-            "item_id": store.items["item_id"].gather(store.candidate_item[place]),
-            "timestamp_s": store.impression_time[owner],
-            "label": store.candidate_label[place],
-            "score": scores,
-            "popularity": store.candidate_popularity[place],
-        }
-    )
-    if store.has_truth:
-        frame = frame.with_columns(probability=polars.Series(store.candidate_probability[place]))
-    return frame
-
-
-def compare(frame: polars.DataFrame, rows_user: Array) -> dict[str, float]:
-    """The same test rows scored by popularity and, where known, by the true probability; and AUC intervals.
-
-    Args:
-        frame: from `predictions_table`.
-        rows_user: a user number for each row, the clusters of the interval.
-    """
-    label = torch.from_numpy(frame["label"].to_numpy().astype(np.int64))
-    group = torch.from_numpy(frame["impression_id"].rank("dense").to_numpy().astype(np.int64))
-    score = torch.from_numpy(frame["score"].to_numpy().copy())
-    popularity = torch.from_numpy(frame["popularity"].to_numpy().astype(np.float32))
-    user = torch.from_numpy(rows_user.astype(np.int64))
-    low, high = metrics.auc_interval(score, label, user)
-    found = {
-        "test/auc_low": low,
-        "test/auc_high": high,
-        "baseline/popularity/auc": float(metrics.auc(popularity, label)),
-        "baseline/popularity/gauc": float(metrics.grouped_auc(popularity, label, group)),
-        "baseline/popularity/mrr": float(metrics.mrr(popularity, label, group)),
-        "baseline/popularity/ndcg@5": float(metrics.ndcg(popularity, label, group, 5)),
-        "baseline/popularity/ndcg@10": float(metrics.ndcg(popularity, label, group, 10)),
-    }
-    if "probability" in frame.columns:
-        found["data/bayes_auc"] = float(
-            metrics.auc(torch.from_numpy(frame["probability"].to_numpy().copy()), label)
-        )
-    return found
-
-
-def peak_mib() -> float:
-    """Most memory held: of the GPU where one is used, else of the process, in MiB."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def decay_curve(
-    module: Recommender, estimate: dict[str, Any], ages: Array, planted: dict[str, Any] | None
-) -> Any:
-    """Picture of the fitted weight over age, above a histogram of the ages that histories hold.
-
-    Args:
-        module: after the fit.
-        estimate: from `estimate.estimate`; its interval is shaded.
-        ages: a sample of ages in test histories.
-        planted: kernel and half-life of a simulated log, drawn beside the fitted one.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    unit = module.unit
-    half_life = estimate[f"half_life_{unit}"]
-    most = float(np.quantile(ages, 0.98)) if len(ages) else 1.0
-    most = min(most, 8 * half_life) if half_life else most
-    age = np.linspace(0, max(most, 1e-3), 400)
-    with torch.no_grad():
-        weight = module.decay(torch.from_numpy(age).float().to(module.device)).exp().cpu().numpy()
-    figure, (top, low) = plt.subplots(
-        2, 1, sharex=True, figsize=(7, 5), height_ratios=[3, 1], layout="constrained", dpi=120
-    )
-    top.plot(age, weight, color="tab:blue", label=f"fitted: {estimate['kernel']}")
-    if half_life is not None:
-        text = f"half-life {half_life:.3g} {unit}"
-        if estimate["low"] is not None:
-            text += f" [{estimate['low']:.3g}, {estimate['high']:.3g}]"
-            top.axvspan(
-                estimate["low"], estimate["high"], color="tab:blue", alpha=0.15, lw=0, label="95 % interval"
-            )
-        top.axvline(half_life, color="tab:blue", lw=1, ls="--", label=text)
-    if planted and planted.get("half_life_days") and unit == "days":
-        top.axvline(
-            planted["half_life_days"],
-            color="tab:orange",
-            lw=1.5,
-            ls=":",
-            label=f"planted: {planted['kernel']}, {planted['half_life_days']:g} days",
-        )
-    top.set(ylabel="weight of a past click", ylim=(0, 1.05), xlim=(0, age[-1]))
-    top.legend(frameon=False)
-    low.hist(ages[ages <= age[-1]], bins=60, color="0.6")
-    low.set(
-        xlabel="age of the click (days)" if unit == "days" else "age of the click (newer clicks)",
-        ylabel="clicks",
-    )
-    return figure
-
-
 def log_figure(logger: Logger | None, name: str, figure: Any) -> None:
     """Show a picture in the logger that the run uses."""
     if isinstance(logger, WandbLogger):
         logger.log_image(name, [figure])
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_figure(name, figure)
-
-
-SHOWN = {
-    "AUC": "test/auc",
-    "gAUC by impression": "test/gauc",
-    "gAUC by user": "test/gauc_user",
-    "MRR": "test/mrr",
-    "nDCG@5": "test/ndcg@5",
-    "nDCG@10": "test/ndcg@10",
-    "log-loss": "test/logloss",
-}
-
-
-def summary(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -> Table:
-    """The last table of a run: each figure beside what to compare it with."""
-    table = Table(title=f"Test, {found['data/test_impressions']:,} impressions · {run_dir}")
-    for column in ("", "this run", "95 % interval", "popularity", "best possible"):
-        table.add_column(column, justify="left" if not column else "right")
-
-    def text(key: str) -> str:
-        return f"{found[key]:.4f}" if found.get(key) is not None else ""
-
-    for label, key in SHOWN.items():
-        if key in found:
-            interval = f"{found['test/auc_low']:.4f} – {found['test/auc_high']:.4f}" if label == "AUC" else ""
-            best = text("data/bayes_auc") if label == "AUC" else ""
-            table.add_row(
-                label, text(key), interval, text(key.replace("test/", "baseline/popularity/")), best
-            )
-    table.add_section()
-    unit = estimate["unit"]
-    half_life = estimate[f"half_life_{unit}"]
-    if half_life is not None:
-        interval = (
-            f"{estimate['low']:.3g} – {estimate['high']:.3g}"
-            if estimate["low"] is not None
-            else "not identified"
-        )
-        if estimate["how"].startswith("fixed"):
-            interval = "fixed"
-        table.add_row(f"half-life ({unit}), {estimate['kernel']}", f"{half_life:.3g}", interval, "", "")
-    if found.get("decay/planted_half_life_days") is not None:
-        table.add_row("half-life (days), planted", f"{found['decay/planted_half_life_days']:.3g}", "", "", "")
-    table.add_section()
-    for label, key in (
-        ("train impressions/s", "speed/train_impressions_per_s"),
-        ("train tokens/s", "speed/train_tokens_per_s"),
-        ("peak memory (MiB)", "memory/peak_mib"),
-        ("parameters that train", "params/trainable"),
-    ):
-        if key in found:
-            table.add_row(label, f"{found[key]:,.0f}", "", "", "")
-    return table
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 def write_table(path: Path, tables: Iterable[Table]) -> None:
