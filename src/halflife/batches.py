@@ -174,7 +174,7 @@ class BatchRows(Sampler[Array]):
         self, rows: Array, lengths: Array | None, batch_size: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         if lengths is None:  # every process needs a batch, or the others wait for it for ever
-            batch_size = max(1, min(batch_size, -(-len(rows) // world)))
+            batch_size = max(1, min(batch_size, len(rows) // world))
         self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
         self.rank, self.world = rank, world
         self.epoch = 0
@@ -347,10 +347,11 @@ class DataModule(pl.LightningDataModule):
         )
 
     def sample(self, split: str, candidates: int = 150_000) -> Iterator[Batch]:
-        """Batches without tokens of about so many candidates at most: rows spread evenly over a split, by length."""
+        """Batches without tokens of about so many candidates: rows spread over a split, by length."""
         rows = self.rows(split)
         each = len(self.store.candidate_item) / len(self.store.impression_time)
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), int(candidates / each) + 1)).astype(np.int64)]
+        most = min(len(rows), int(candidates / each) + 1)
+        rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
         dataset = self.impressions(with_tokens=False)
         rows = rows[np.argsort(dataset.lengths(rows), kind="stable")]
         for part in BatchRows(rows, None, self.eval_batch_size, self.seed):
