@@ -13,6 +13,7 @@ conf/, batches collated on the way.
 import argparse
 import copy
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -55,6 +56,8 @@ SPLIT = {"val": 0.5, "test": 0.1}
 TRAIN_IMPRESSIONS = 8_000
 PIECE = 8  # impressions that the padded loop encodes together
 SAME_LOSS = 1e-3
+FROZEN_STEPS = 200  # they take milliseconds each
+WARM_UP = 2  # steps until AdamW and the allocator hold what they need
 
 
 def news(files: list[Path], users: int, items: int, seed: int) -> Tables:
@@ -193,27 +196,19 @@ def bare(backbone: Any, batch: Batch) -> float:
     return time.perf_counter() - begin
 
 
-def timed(step: Callable[[Array], Any], batch: Batch) -> float:
-    """Seconds that a step takes on the rows of a batch."""
-    begin = time.perf_counter()
-    step(batch.impression.numpy())
-    return time.perf_counter() - begin
-
-
 @dataclass(eq=False)
 class Beside(Callback):
-    """Times our training steps, collating included, and runs others on the same batches in between.
+    """Times our training steps, collating included, and may run something else on each batch in between.
 
     Args:
-        others: name → what runs on a batch and returns its seconds.
-        every: our steps between two runs of the others.
-        seconds: training ends once the others have taken so long.
+        other: runs on a batch and returns its seconds.
+        seconds: training ends once the measured steps have taken so long.
     """
 
-    others: dict[str, Callable[[Batch], float]]
-    every: int
+    other: Callable[[Batch], float] | None
     seconds: float
-    steps: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)
+    steps: dict[str, list[tuple[int, int, float]]] = field(default_factory=lambda: {"ours": [], "other": []})
+    rows: list[Array] = field(default_factory=list)
     since: float = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -223,22 +218,23 @@ class Beside(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         tokens = 0 if batch.tokens is None else len(batch.tokens)
-        taken = time.perf_counter() - self.since
-        if batch_idx:  # the first step allocates what AdamW remembers
-            self.steps.setdefault("ours", []).append((len(batch), tokens, taken))
-            if batch_idx % self.every == 0:
-                for name, other in self.others.items():
-                    self.steps.setdefault(name, []).append((len(batch), tokens, other(batch)))
-                spent = sum(s for name in self.others for _, _, s in self.steps[name])
-                trainer.should_stop = spent > self.seconds
+        taken = {"ours": time.perf_counter() - self.since}
+        if self.other is not None:
+            taken["other"] = self.other(batch)
+        if batch_idx >= WARM_UP:
+            self.rows.append(batch.impression.numpy())
+            for name, seconds in taken.items():
+                self.steps[name].append((len(batch), tokens, seconds))
+            spent = sum(s for steps in self.steps.values() for _, _, s in steps)
+            trainer.should_stop = spent > self.seconds
         self.since = time.perf_counter()
 
-    def impressions_per_s(self, name: str) -> list[float]:
-        """Of each measured step."""
-        return [impressions / seconds for impressions, _, seconds in self.steps[name]]
+    def impressions_per_s(self) -> list[float]:
+        """Ours, of each measured step."""
+        return [impressions / seconds for impressions, _, seconds in self.steps["ours"]]
 
     def tokens_per_s(self, name: str) -> list[float]:
-        """Of each measured step."""
+        """Ours or the other's, of each measured step."""
         return [tokens / seconds for _, tokens, seconds in self.steps[name]]
 
 
@@ -338,7 +334,7 @@ class Bench:
         difference = abs(ours - loop.evaluate(rows))
         if not difference <= SAME_LOSS:
             raise AssertionError(f"the padded loop's loss differs by {difference:.2g}, more than {SAME_LOSS}")
-        self.notes.append(f"both losses are {ours:.4f} on one batch without dropout, {difference:.1g} apart")
+        self.notes.append(f"both losses are {ours:.4f} on one batch without dropout, {difference:.0e} apart")
         loop.step(rows[:2])
         return loop
 
@@ -351,23 +347,30 @@ class Bench:
             callbacks=[beside], limit_train_batches=steps, limit_val_batches=0, enable_progress_bar=watched
         ).fit(module, datamodule=self.data)
 
+    def rates(self, step: Callable[[Array], Any], batches: list[Array], what: str) -> list[float]:
+        """Impressions/s of the padded loop on each of these batches, while there is time."""
+        found: list[float] = []
+        begin = time.perf_counter()
+        for rows in bar(batches, what):
+            if not found or time.perf_counter() - begin < self.seconds:
+                since = time.perf_counter()
+                step(rows)
+                found.append(len(rows) / (time.perf_counter() - since))
+        return found
+
     def tuned(self) -> Iterator[Row]:
         """Fine-tuning and evaluation of a model of which everything trains."""
         module, trainer = self.module("bert_full")
         loop = self.loop(module)
-        others: dict[str, Callable[[Batch], float]] = {
-            "loop": partial(timed, loop.step),
-            "bare": partial(bare, copy.deepcopy(module.encoder.backbone)),
-        }
-        beside = Beside(others, 1, self.seconds)
-        self.fit(module, trainer, beside, 1 + self.repeats)
+        beside = Beside(partial(bare, copy.deepcopy(module.encoder.backbone)), self.seconds)
+        self.fit(module, trainer, beside, WARM_UP + self.repeats)
         tokens = statistics.mean(t for _, t, _ in beside.steps["ours"])
         self.notes.append(f"a batch holds {tokens:,.0f} tokens of distinct items")
-        rates = beside.impressions_per_s
+        padded = self.rates(loop.step, beside.rows, "fine-tune, padded")
         what = f"fine-tuning, batch {self.batch_size}, impressions/s; against the padded loop"
-        yield Row(what, rates("ours"), rates("loop"), 5)
+        yield Row(what, beside.impressions_per_s(), padded, 5)
         what = "fine-tuning, tokens/s of distinct items; against a bare forward and backward"
-        yield Row(what, beside.tokens_per_s("ours"), beside.tokens_per_s("bare"), 0.9)
+        yield Row(what, beside.tokens_per_s("ours"), beside.tokens_per_s("other"), 0.9)
 
         quiet = trainer(enable_progress_bar=False)
         rows = self.data.rows("val")
@@ -377,13 +380,8 @@ class Bench:
             since = time.perf_counter()
             quiet.validate(module, datamodule=self.data, verbose=False)
             ours.append(len(rows) / (time.perf_counter() - since))
-        other: list[float] = []
-        begin = time.perf_counter()
-        for part in bar(np.split(rows[: self.repeats * self.batch_size], self.repeats), "evaluate, padded"):
-            if not other or time.perf_counter() - begin < self.seconds:
-                since = time.perf_counter()
-                loop.evaluate(part)
-                other.append(len(part) / (time.perf_counter() - since))
+        parts = np.split(rows[: self.repeats * self.batch_size], self.repeats)
+        other = self.rates(loop.evaluate, parts, "evaluate, padded")
         what = f"evaluation of {len(rows):,} impressions, impressions/s; against the padded loop"
         yield Row(what, ours, other, 100)
 
@@ -392,13 +390,11 @@ class Bench:
         module, trainer = self.module("bert_frozen")
         backbone = pretrained.load(pretrained.resolve("bundled")).requires_grad_(False).eval()
         loop = self.loop(module, backbone)
-        # the loop runs now and then between many short steps of ours
-        steps = len(self.data.rows("train")) // self.batch_size
-        every = max(1, (steps - 1) // self.repeats)
-        beside = Beside({"loop": partial(timed, loop.step)}, every, self.seconds)
-        self.fit(module, trainer, beside, 1 + every * self.repeats)
+        beside = Beside(None, self.seconds)
+        self.fit(module, trainer, beside, FROZEN_STEPS)
         what = f"frozen, batch {self.batch_size}, impressions/s; against the loop that encodes every step"
-        yield Row(what, beside.impressions_per_s("ours"), beside.impressions_per_s("loop"), 500)
+        padded = self.rates(loop.step, beside.rows[: self.repeats], "frozen, padded")
+        yield Row(what, beside.impressions_per_s(), padded, 500)
 
 
 def table_of(rows: list[Row], notes: list[str]) -> Table:
@@ -430,12 +426,16 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
 
     def above_zero(text: str) -> int:
-        if (value := int(text)) < 1:
-            raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-        return value
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
+        return int(text)
 
     def seconds(text: str) -> float:
-        if not 0 < (value := float(text)) < float("inf"):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
             raise argparse.ArgumentTypeError(f"must be a number above 0 (seconds), got {text}")
         return value
 
@@ -455,10 +455,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.json is not None and not given.json.absolute().parent.is_dir():
         parser.error(f"--json must be a file in a directory that exists, got {given.json}")
-    most = 100
-    if given.batch_size * given.repeats > 10_000 or given.repeats > most:
+    if given.batch_size * (WARM_UP + given.repeats) > TRAIN_IMPRESSIONS:
         parser.error(
-            f"--repeats must be at most {most} and the batches must fit the log of 10,000 impressions"
+            f"--repeats and --batch-size must fit the {TRAIN_IMPRESSIONS:,} training impressions, got "
+            f"{WARM_UP + given.repeats} steps of {given.batch_size}"
         )
     tracking.quiet()
     try:
