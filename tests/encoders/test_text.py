@@ -182,3 +182,17 @@ def test_settings_out_of_range_are_refused(small_log: DataModule, tiny_bert: Pat
     ):
         with pytest.raises(InputError, match=f"^{name} must be"):
             encoder_of(small_log, tiny_bert, tmp_path, tuning.frozen, **changes)
+
+
+def test_recomputed_activations_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = torch.tensor([3, 7, 5, 4])
+    tokens = torch.randint(5, 40, (int(length.sum()),))
+    found = []
+    for limit in (2048, 0):
+        monkeypatch.setattr(text, "RECOMPUTE_ITEMS", limit)
+        BACKBONE.zero_grad()
+        encode(BACKBONE, pooling.mean, tokens, length).square().sum().backward()
+        found.append({n: p.grad.clone() for n, p in BACKBONE.named_parameters() if p.grad is not None})
+    BACKBONE.zero_grad()
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[0][n], found[1][n], atol=1e-6) for n in found[0])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from halflife import pretrained as pretrained_models
 from halflife.batches import Batch
@@ -16,6 +17,11 @@ from halflife.errors import InputError, number
 from halflife.store import Store
 
 CHUNK_ITEMS = 64  # texts of like length that go through the encoder together; measured on 2 CPU cores
+
+
+RECOMPUTE_ITEMS = 2048
+"""Distinct items of a batch from which activations are recomputed, chunk by chunk, instead of kept: a third
+more work, and memory that no longer grows with the batch."""
 
 
 def encode(backbone: Any, pooling: Pooling, tokens: Tensor, length: Tensor) -> Tensor:
@@ -36,11 +42,19 @@ def encode(backbone: Any, pooling: Pooling, tokens: Tensor, length: Tensor) -> T
         place = torch.arange(int(length[chunk[-1]]), device=tokens.device)
         mask = place < length[chunk].unsqueeze(1)
         ids = tokens[(start[chunk].unsqueeze(1) + place).clamp_max(len(tokens) - 1)].masked_fill(~mask, 0)
-        hidden = backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        parts.append(pooling(hidden, mask))
+        if torch.is_grad_enabled() and len(order) > RECOMPUTE_ITEMS:
+            pooled = checkpoint(_pooled, backbone, pooling, ids, mask, use_reentrant=False)
+        else:
+            pooled = _pooled(backbone, pooling, ids, mask)
+        parts.append(pooled)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
     return torch.cat(parts)[back]
+
+
+def _pooled(backbone: Any, pooling: Pooling, ids: Tensor, mask: Tensor) -> Tensor:
+    """Encode one padded chunk and pool it."""
+    return pooling(backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask)
 
 
 class TextEncoder(nn.Module):
