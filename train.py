@@ -100,7 +100,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         found = {k: float(v) for k, v in trainer.callback_metrics.items()}
         trainer.test(module, datamodule=data, verbose=False)
         found |= {k: float(v) for k, v in trainer.callback_metrics.items()}
-    rows, scores = tracking.gather_predictions(module, run_dir)
+        rows, scores = tracking.gather_predictions(module, run_dir)
     if first:
         fitted = estimate(module, fit)
         found = summary.finish(found, run_dir, module, data.store, rows, scores, fitted, speed)

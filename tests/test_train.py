@@ -25,9 +25,10 @@ TIMES = re.compile(r"^(speed|memory)/")
 
 
 def start(cwd: Path, *words: str, cache: Path | None = None) -> "subprocess.Popen[str]":
+    flags = ["-m"] if "-m" in words else []
     environment = {**os.environ, "HALFLIFE_CACHE": str(cache or cwd / "cache"), "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words, *SMALL],
+        [sys.executable, str(ROOT / "train.py"), *flags, *SMALL, *(w for w in words if w != "-m")],
         cwd=cwd,
         env=environment,
         text=True,

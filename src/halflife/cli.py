@@ -66,7 +66,18 @@ def run_app(main: Callable[[], Any], task: Task, config: Path) -> None:
         sentence = explain(error, config)
         if sentence is None:
             raise
+        _drop_empty_sweep(error)
         _stop(sentence)
+
+
+def _drop_empty_sweep(error: BaseException) -> None:
+    """Remove the sweep directory that Hydra's sweeper made before it found that its jobs do not compose."""
+    trace = error.__traceback__
+    while trace is not None:
+        sweep = trace.tb_frame.f_locals.get("sweep_dir")
+        if sweep is not None and (Path(sweep) / "multirun.yaml").exists():
+            _tidy(Path(sweep) / "job")
+        trace = trace.tb_next
 
 
 def _stop(sentence: str) -> None:
@@ -81,10 +92,13 @@ def _tidy(run_dir: Path) -> None:
     empty.
     """
     own = {".hydra"}
-    if not run_dir.is_dir() or any(p.name not in own and p.suffix != ".log" for p in run_dir.iterdir()):
-        return
-    shutil.rmtree(run_dir)
-    for parent in list(run_dir.parents)[:2]:
+    if run_dir.is_dir():
+        if any(p.name not in own and p.suffix != ".log" for p in run_dir.iterdir()):
+            return
+        shutil.rmtree(run_dir)
+    for parent in list(run_dir.parents)[:3]:
+        if parent == Path.cwd() or not parent.is_dir():
+            return
         notes = parent / "multirun.yaml"
         if [p.name for p in parent.iterdir()] == [notes.name]:
             notes.unlink()

@@ -59,17 +59,17 @@ def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
         batches: of the training split; any order.
 
     Returns:
-        What `estimate` needs, or None where decay learns nothing.
+        What `estimate` needs, or None where nothing is free.
 
     Source: Levenberg, A Method for the Solution of Certain Non-Linear Problems in Least Squares (1944).
     """
     decay = {f"decay.{n}": p for n, p in module.decay.named_parameters() if p.requires_grad}
-    if not decay:
-        return None
     scalars = {
         f"interest.{n}": p for n, p in module.interest.named_parameters() if p.requires_grad and p.ndim == 0
     }
     free = decay | scalars
+    if not free:
+        return None
     names = [n for n, p in free.items() for _ in range(p.numel())]
     start = torch.cat([p.detach().reshape(-1) for p in free.values()]).double()
     training = module.training
@@ -181,7 +181,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     }
     if value is None:
         return {**out, "how": "the kernel has no half-life"}
-    if fit is None:
+    if fit is None or not any(p.requires_grad for p in module.decay.parameters()):
         return {**out, "how": "fixed by the configuration, not estimated"}
     sd, why = _sd_log_half_life(module, fit)
     if sd is None:

@@ -219,15 +219,20 @@ def child_processes(run_dir: Path) -> Iterator[None]:
     """While it lasts, processes that Lightning starts find this run's configuration and directory (see
     cli).
     """
-    before = os.environ.get("HALFLIFE_RUN_DIR")
+    names = ("HALFLIFE_RUN_DIR", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+    before = {name: os.environ.get(name) for name in names}
     os.environ["HALFLIFE_RUN_DIR"] = str(run_dir)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["HALFLIFE_RUN_DIR"]
-        else:
-            os.environ["HALFLIFE_RUN_DIR"] = before
+        # the next job of a multirun starts processes of its own: nothing of these may be left
+        if before["LOCAL_RANK"] is None and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def console() -> Console:
