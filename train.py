@@ -6,25 +6,8 @@ import hydra
 from omegaconf import DictConfig
 
 from halflife.cli import guarded, run_app
-from halflife.errors import InputError, near, number
 
-CONFIG_DIR = Path(__file__).resolve().parent / "conf"
-KEYS = [
-    "data",
-    "model",
-    "decay",
-    "interest",
-    "loss",
-    "metrics",
-    "optimizer",
-    "trainer",
-    "callbacks",
-    "logger",
-    "seed",
-    "objective",
-    "ckpt",
-    "cache_dir",
-]
+CONFIG = Path(__file__).resolve().parent / "conf" / "train.yaml"
 
 
 def run(cfg: DictConfig, run_dir: Path) -> float:
@@ -40,25 +23,15 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
-    from halflife import summary, tracking
+    from halflife import settings, summary, tracking
     from halflife.estimate import estimate, refit
     from halflife.recommender import Recommender, check_checkpoint
 
     tracking.quiet()
-    for key in map(str, cfg):
-        if key not in KEYS:
-            raise InputError(
-                f"{key} must be a key of the configuration, got an unknown one; {near(key, KEYS)}"
-            )
-    number("seed", cfg.seed, "integer", at_least=0)
+    settings.check(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = instantiate(cfg.data)
-    known = {"val/loss", "test/loss"} | {f"{stage}/{m}" for stage in ("val", "test") for m in cfg.metrics}
-    if cfg.objective not in known:
-        raise InputError(
-            f"objective must be a metric of the run, got {cfg.objective}; {near(cfg.objective, known)}"
-        )
     loss, decay = instantiate(cfg.loss), instantiate(cfg.decay)
     data.rows("test")  # the log is built and split before a model is loaded
     encoder = instantiate(cfg.model)(store=data.store)
@@ -75,7 +48,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         unit=data.unit,
     )
     if cfg.ckpt is not None:
-        check_checkpoint(cfg.ckpt, module)
+        check_checkpoint(cfg.ckpt, module, data)
     callbacks = instantiate(cfg.callbacks)
     checkpoint = callbacks["checkpoint"] = callbacks["checkpoint"](dirpath=run_dir / "checkpoints")
     speed = tracking.Speed()
@@ -109,11 +82,10 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-@guarded
-def main(cfg: DictConfig, run_dir: Path) -> float:
+def main(cfg: DictConfig) -> float:
     """Called by Hydra for each run of the command line."""
-    return run(cfg, run_dir)
+    return float(guarded(run, cfg, CONFIG))
 
 
 if __name__ == "__main__":
-    run_app(main, run, CONFIG_DIR / "train.yaml")
+    run_app(main, run, CONFIG)

@@ -10,6 +10,8 @@ SRC = Path(__file__).parents[1] / "src" / "halflife"
 ORDER = [
     "errors",
     "progress",
+    "settings",
+    "explain",
     "tables",
     "negatives",
     "sources",
@@ -58,6 +60,6 @@ def test_the_order_names_no_room_that_is_gone() -> None:
 
 
 def test_help_needs_no_torch() -> None:
-    early = {"errors", "cli"}
+    early = {"errors", "explain", "cli"}
     for name in early:
         assert "torch" not in (SRC / f"{name}.py").read_text().split("def ")[0]

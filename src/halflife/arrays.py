@@ -30,11 +30,8 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         InputError: for a log that breaks the contract of Tables or is empty.
     """
     started = time.perf_counter()
-    items = (
-        tables.check_columns("items", log.items, tables.ITEM_COLUMNS)
-        .collect(engine="streaming")
-        .sort("item_id")
-    )
+    items = tables.check_columns("items", log.items, tables.ITEM_COLUMNS).collect(engine="streaming")
+    items = items.sort("item_id")
     if items["item_id"].is_duplicated().any():
         twice = items.filter(items["item_id"].is_duplicated())["item_id"][0]
         raise InputError(f"items.item_id must be unique, got {twice} twice; keep one row an item")

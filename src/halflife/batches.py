@@ -1,6 +1,6 @@
 """Store to Batch: each distinct item once, histories as ranges, and the one DataModule."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from halflife.errors import InputError, choice, number
+from halflife.errors import InputError, choice, listed, number, shown, text, whole
 from halflife.negatives import Negatives
 from halflife.store import Store, open_or_build
 from halflife.tables import DAY_S, Tables, split_by_time
@@ -23,17 +23,19 @@ Array = NDArray[Any]
 PAD_AGE = 1e6
 """Age of a padded place: old enough to rank behind every click, small enough to square in float32."""
 
-BUCKET_BATCHES = (
-    16  # impressions are sorted by length within this many batches, so batches stay nearly random
-)
+BUCKET_BATCHES = 16
+"""Impressions are sorted by length within this many batches, so batches stay nearly random."""
+
+MOST_WORKERS = 256
+"""More loader processes than this are a slip of the finger, and take the machine down with them."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a step needs, each distinct item once.
 
-    Shape: U distinct items, T tokens of all of them on end, B impressions, H places of the longest history, C
-    candidates of the largest impression.
+    Shape: U distinct items, T tokens of all of them on end, B impressions, H places of the longest history,
+    C candidates of the largest impression.
 
     Args:
         item: (U,) int64, catalogue indices, ascending.
@@ -158,8 +160,7 @@ class Impressions(Dataset[Batch]):
 
 
 class BatchRows(Sampler[Array]):
-    """Rows of each batch: a pure function of seed, epoch and rank, so a resumed run sees what it would have
-    seen.
+    """Rows of each batch: a pure function of seed, epoch and rank, so a resumed run sees the same.
 
     Args:
         rows: the split's rows.
@@ -252,20 +253,37 @@ class DataModule(pl.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.source, self.root, self.files, self.negatives = source, root, list(files), negatives
-        self.cache_dir = Path(cache_dir).expanduser()
+        if not isinstance(source, partial):
+            raise InputError(
+                f"data.source must be a read function, got {shown(source)}; choose it by data=NAME"
+            )
+        self.source, self.negatives = source, negatives
+        self.root, self.files = root, listed("data.files", files, "globs below data.root")
+        if root is not None and not self.files:
+            raise InputError(
+                f"data.root must be null for a source that reads no files, got {shown(root)}; choose one "
+                "that does, for example data=movielens"
+            )
+        self.cache_dir = Path(text("data.cache_dir", cache_dir, "a directory")).expanduser()
         self.age = choice("data.age", age, ["days", "rank"])
+        if not isinstance(split, Mapping):
+            raise InputError(
+                f"data.split must be two fractions, got {shown(split)}; give data.split.val and "
+                "data.split.test"
+            )
         self.val_share = number("data.split.val", split["val"], "fraction", above=0, at_most=0.8)
         self.test_share = number("data.split.test", split["test"], "fraction", above=0, at_most=0.8)
         number("data.split.val + data.split.test", self.val_share + self.test_share, "fraction", at_most=0.95)
-        self.max_history = int(number("data.max_history", max_history, "clicks", at_least=1))
-        self.min_history = int(number("data.min_history", min_history, "clicks", at_least=0))
-        self.batch_size = int(number("data.batch_size", batch_size, "impressions", at_least=1))
-        self.eval_batch_size = int(number("data.eval_batch_size", eval_batch_size, "impressions", at_least=1))
-        self.num_workers = int(number("data.num_workers", num_workers, "processes", at_least=0))
+        self.max_history = whole("data.max_history", max_history, "clicks", at_least=1)
+        self.min_history = whole("data.min_history", min_history, "clicks", at_least=0)
+        self.batch_size = whole("data.batch_size", batch_size, "impressions", at_least=1)
+        self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size, "impressions", at_least=1)
+        self.num_workers = whole(
+            "data.num_workers", num_workers, "processes", at_least=0, at_most=MOST_WORKERS
+        )
         self.tokens: tuple[Array, Array] | None = None
         """Token ids of the catalogue, set by the run whose encoder reads them in training."""
-        self.seed = int(number("seed", seed, "integer", at_least=0))
+        self.seed = whole("seed", seed, "integer", at_least=0)
         self._store: Store | None = None
         self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
 
@@ -277,8 +295,7 @@ class DataModule(pl.LightningDataModule):
             if self.age == "days" and not store.about["has_click_times"]:
                 raise InputError(
                     "data.age must be rank for a log without click times, got days; add data.age=rank, and "
-                    "the "
-                    "half-life is then counted in clicks"
+                    "the half-life is then counted in clicks"
                 )
             self._store = store
         return self._store
@@ -294,16 +311,15 @@ class DataModule(pl.LightningDataModule):
             return []
         if self.root is None or not Path(self.root).expanduser().is_dir():
             raise InputError(
-                f"data.root must be the folder that holds {', '.join(self.files)}, got {self.root}; give its "
-                "path"
+                f"data.root must be the folder that holds {', '.join(self.files)}, got {shown(self.root)}; "
+                "give its path"
             )
         root = Path(self.root).expanduser()
         found = {pattern: sorted(p for p in root.glob(pattern) if p.is_file()) for pattern in self.files}
         for pattern, paths in found.items():
             if not paths:
                 raise InputError(
-                    f"data.root must hold {pattern}, got {root} without it; put the file there or correct "
-                    "data.root"
+                    f"data.root must hold {pattern}, got {root} without it; put it there or correct the path"
                 )
         return [p for paths in found.values() for p in paths]
 
@@ -318,9 +334,8 @@ class DataModule(pl.LightningDataModule):
         rows = rows[length >= self.min_history]
         if len(rows) == 0:
             raise InputError(
-                f"data.split must leave {split} at least 1 impression with {self.min_history} past "
-                "clicks, got 0 of "
-                f"{high - low}; lower data.min_history or give a larger fraction"
+                f"data.split must leave {split} at least 1 impression with {self.min_history} past clicks, "
+                f"got 0 of {high - low}; lower data.min_history or give a larger fraction"
             )
         return rows
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.utilities.data import dim_zero_cat
 
-from halflife.errors import InputError, choice, number
+from halflife.errors import choice, number, whole
 
 SINGLE_CLASS = ("skip", "half")
 NO_POSITIVE = ("skip", "zero")
@@ -103,7 +103,7 @@ def auc_interval(
     """
     _check(score, label, cluster)
     number("level", level, "share", above=0, at_most=1)
-    number("resamples", resamples, "draws", at_least=1)
+    whole("resamples", resamples, "draws", at_least=1)
     users, user = torch.unique(cluster, return_inverse=True)
     pairs = _pairs(score, label)
     if len(pairs.negative) == 0 or len(pairs.positive) == 0:
@@ -260,8 +260,7 @@ def _check(score: Tensor, label: Tensor, group: Tensor | None = None) -> None:
 
 
 def _check_k(k: int) -> None:
-    if number("k", k, "ranks", at_least=1) != int(k):
-        raise InputError(f"k must be a whole number (ranks), got {k}; give for example 10")
+    whole("k", k, "ranks", at_least=1)
 
 
 def _pairs(score: Tensor, label: Tensor) -> _Pairs:

@@ -9,10 +9,10 @@ from hydra.experimental.callback import Callback
 
 
 class MultirunTable(Callback):
-    """Collects the jobs of a multirun and prints them side by side; jobs that differ in the seed alone share
-    a row.
+    """Collects the jobs of a multirun and prints them side by side; those of one setting share a row.
 
-    The interval is mean ± t · s / √n over seeds. Written to `summary.txt` in the sweep's directory as well.
+    Jobs of one setting differ in the seed alone; the interval is mean ± t · s / √n over them. The table is
+    written to `summary.txt` in the sweep's directory as well.
     """
 
     def __init__(self) -> None:

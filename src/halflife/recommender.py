@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,11 +13,11 @@ from torch.nn.functional import embedding
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
-from halflife.batches import Batch
+from halflife.batches import Batch, DataModule
 from halflife.decay.kernel import Kernel
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
-from halflife.errors import InputError, choice, number
+from halflife.errors import InputError, choice, number, shown, whole
 from halflife.interest import Attention, Pool
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,8 +51,7 @@ class Recommender(pl.LightningModule):
         loss: scores, labels and mask to a scalar.
         metrics: computed on validation and test, by name.
         head_lr: learning rate of the projection and the interest model.
-        decay_lr: learning rate of the decay parameters, which are logarithms: 0.05 moves a half-life 5 % a
-            step.
+        decay_lr: learning rate of the decay parameters, which are logarithms: 0.05 moves a half-life by 5 %.
         weight_decay: of matrices; never of decay parameters, which it would pull towards one unit.
         warmup_steps: steps of linear rise to the full learning rates.
         schedule: behind the rise: `constant`, `linear` or `cosine`, to 0 at the end.
@@ -82,9 +81,9 @@ class Recommender(pl.LightningModule):
         self.head_lr = number("optimizer.head_lr", head_lr, "learning rate", at_least=0)
         self.decay_lr = number("optimizer.decay_lr", decay_lr, "learning rate", at_least=0)
         self.weight_decay = number("optimizer.weight_decay", weight_decay, "factor", at_least=0)
-        self.warmup_steps = int(number("optimizer.warmup_steps", warmup_steps, "steps", at_least=0))
+        self.warmup_steps = whole("optimizer.warmup_steps", warmup_steps, "steps", at_least=0)
         self.schedule = choice("optimizer.schedule", schedule, ["constant", "linear", "cosine"])
-        self.schedule_epochs = int(number("optimizer.schedule_epochs", schedule_epochs, "epochs", at_least=1))
+        self.schedule_epochs = whole("optimizer.schedule_epochs", schedule_epochs, "epochs", at_least=1)
         self.seed = seed
         self.unit = "rank" if decay.ranks else unit
         if decay.signed and isinstance(interest, Attention):
@@ -173,9 +172,7 @@ class Recommender(pl.LightningModule):
         self.test_metrics.reset()
 
     def configure_optimizers(self) -> Any:
-        """AdamW over three groups: the pretrained model, the heads, and decay on its own without weight
-        decay.
-        """
+        """AdamW over three groups: the pretrained model, the heads, and decay without weight decay."""
         backbone = getattr(self.encoder, "backbone", None)
         tuned = list(backbone.named_parameters()) if isinstance(backbone, nn.Module) else []
         inside = {id(p) for _, p in tuned}
@@ -193,8 +190,9 @@ class Recommender(pl.LightningModule):
         learned = [p for p in self.decay.parameters() if p.requires_grad]
         if learned:
             groups.append({"params": learned, "lr": self.decay_lr, "weight_decay": 0.0, "name": "decay"})
-        # one pass over the parameters; not on a GPU, where it would rule out clipping under 16-mixed
-        optimizer = torch.optim.AdamW(groups, fused=self.device.type == "cpu" or None)
+        # one pass over the parameters; it rules out clipping under 16-mixed
+        scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
+        optimizer = torch.optim.AdamW(groups, fused=(self.device.type == "cpu" and not scaled) or None)
         scheduler = LambdaLR(optimizer, self._factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -227,18 +225,47 @@ class Recommender(pl.LightningModule):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         frozen = {n for n, p in self.named_parameters() if not p.requires_grad and n.startswith("encoder.")}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        checkpoint["halflife"] = {"trained": sorted(trained), "unit": self.unit}
+        whose = identity(self, self.trainer.datamodule)  # type: ignore[attr-defined]
+        checkpoint["halflife"] = {"trained": sorted(trained), "identity": whose}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         have = self.state_dict()
         checkpoint["state_dict"] = {**have, **checkpoint["state_dict"]}
 
 
-def check_checkpoint(path: str, module: Recommender) -> None:
+def identity(module: Recommender, data: DataModule) -> dict[str, str]:
+    """What makes a run this run and no other, by the key that a user would set: its log and split, its parts.
+
+    Epochs, learning rates, loggers and folders are left out: a run may go on with others.
+    """
+    parts = {
+        path.replace("candidate_decay", "decay.candidate"): type(part).__name__
+        for path, part in module.named_modules()
+        if path in ("encoder", "interest") or path.partition(".")[0].endswith("decay")
+    }
+    composition = getattr(module.interest, "composition", None)
+    return {
+        "data": f"the log with fingerprint {data.store.about['fingerprint']}",
+        "data.split": f"val {data.val_share:g}, test {data.test_share:g}",
+        "data.age": module.unit,
+        "data.max_history": str(data.max_history),
+        "data.min_history": str(data.min_history),
+        **module.encoder.identity,
+        **({} if composition is None else {"interest.composition": composition}),
+        **{path.replace("encoder", "model"): name for path, name in parts.items()},
+    }
+
+
+def check_checkpoint(path: str, module: Recommender, data: DataModule) -> None:
     """Refuse a checkpoint that cannot be resumed, before anything is written.
 
+    Args:
+        path: of the checkpoint.
+        module: the run's, before any training.
+        data: the run's.
+
     Raises:
-        InputError: when the file is missing, corrupt, or of another model.
+        InputError: when the file is missing, corrupt, or of another log or model; it names what differs.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
@@ -249,19 +276,33 @@ def check_checkpoint(path: str, module: Recommender) -> None:
     except Exception as error:  # torch raises what its unpickler meets: any kind, none of them ours
         raise InputError(
             f"ckpt must be a whole checkpoint file, got {path}, which cannot be read "
-            f"({type(error).__name__}); "
-            "resume from another one, for example checkpoints/best.ckpt"
+            f"({type(error).__name__}); resume from another one, for example checkpoints/best.ckpt"
         ) from error
-    if not isinstance(checkpoint, dict) or "halflife" not in checkpoint:
+    if not isinstance(checkpoint, dict) or "identity" not in checkpoint.get("halflife", {}):
         raise InputError(
             f"ckpt must be a checkpoint of a Halflife run, got {path}; give RUN_DIR/checkpoints/last.ckpt"
         )
-    mine = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
-    theirs = {name: checkpoint["state_dict"][name].shape for name in checkpoint["halflife"]["trained"]}
-    odd = sorted(set(mine) ^ set(theirs)) or sorted(n for n in mine if mine[n] != theirs[n])
-    if odd:
-        raise InputError(
-            f"ckpt must be of the same model, data and decay as this run, got {path}, which differs "
-            f"in {odd[0]}; "
-            "repeat the overrides of the run that wrote it"
-        )
+    wrote, mine = checkpoint["halflife"]["identity"], identity(module, data)
+    for key in mine | wrote:
+        if mine.get(key) != wrote.get(key):
+            _refuse(path, f"{key} is {shown(wrote.get(key))}, not {shown(mine.get(key))}")
+    trained, state = set(checkpoint["halflife"]["trained"]), checkpoint["state_dict"]
+    trains = {name for name, p in module.named_parameters() if p.requires_grad}
+    if trained != trains:
+        name = min(trained ^ trains)
+        _refuse(path, f"{name} {'trains' if name in trained else 'does not train'}")
+    for name, value in module.state_dict().items():
+        if name not in state:
+            continue
+        if state[name].shape != value.shape:
+            _refuse(path, f"{name} has the shape {list(state[name].shape)}, not {list(value.shape)}")
+        if name not in trains and not torch.equal(state[name], value.cpu()):
+            _refuse(path, f"{name}, which is fixed, has another value")
+
+
+def _refuse(path: str, difference: str) -> NoReturn:
+    """Raise the InputError for a checkpoint of another run."""
+    raise InputError(
+        f"ckpt must be of the same log, model and decay as this run, got {path}, in which {difference}; "
+        "repeat the overrides of the run that wrote it"
+    )

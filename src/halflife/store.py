@@ -103,9 +103,8 @@ class Store:
         def write(temporary: Path) -> None:
             ids = pretrained.tokenize(source, self.items["text"].to_list(), max_tokens)
             lengths = np.fromiter((len(i) for i in ids), np.int64, len(ids))
-            np.save(
-                temporary / "ids.npy", np.fromiter((t for i in ids for t in i), np.int32, int(lengths.sum()))
-            )
+            flat = np.fromiter((t for i in ids for t in i), np.int32, int(lengths.sum()))
+            np.save(temporary / "ids.npy", flat)
             np.save(temporary / "start.npy", np.r_[0, np.cumsum(lengths)])
 
         once(place, write)
@@ -161,8 +160,7 @@ def open_or_build(
     """The Store of these files under these settings, built when there is none yet.
 
     The key is made of the files' names, sizes and modification times, all settings, and the code that reads
-    and builds:
-    whatever matters changes it.
+    and builds: whatever matters changes it.
 
     Args:
         source: a `read` function with its settings; called with the files.

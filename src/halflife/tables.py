@@ -37,8 +37,7 @@ class Tables:
             histories have an order but no times gives any increasing `timestamp_s` that lies before its
             impressions, and says `has_click_times=False`.
         impressions: `impression_id, user_id, timestamp_s, candidates, labels` (1 clicked), or None where the
-            log
-            has none: the Store then makes one impression per user and moment, with sampled negatives.
+            log has none: the Store then makes one impression per user and moment, with sampled negatives.
         has_click_times: whether an age in days can be computed for the events of a history.
         has_dwell: whether `value` is a dwell time in seconds.
         truth: what a simulator knows and a log never does: planted parameters, and per impression the true
@@ -63,6 +62,8 @@ class Tables:
 def check_columns(name: str, frame: pl.LazyFrame | pl.DataFrame, columns: dict[str, Any]) -> pl.LazyFrame:
     """Select and cast the contract's columns of one frame; a missing one is an error that names it.
 
+    A label too large for its type becomes null here; the Store refuses it like any that is not 0 or 1.
+
     Raises:
         InputError: when a column is missing, or holds dates or words in place of numbers.
     """
@@ -71,8 +72,8 @@ def check_columns(name: str, frame: pl.LazyFrame | pl.DataFrame, columns: dict[s
     missing = [c for c in columns if c not in have and c != "published_s"]
     if missing:
         raise InputError(
-            f"{name} must have the columns {', '.join(columns)}, got {', '.join(have)}; add "
-            f"{', '.join(missing)}"
+            f"{name} must have the columns {', '.join(columns)}, got {', '.join(have)}; "
+            f"add {', '.join(missing)}"
         )
     for name_of, dtype in columns.items():
         found = have.get(name_of, pl.Null())
@@ -83,7 +84,7 @@ def check_columns(name: str, frame: pl.LazyFrame | pl.DataFrame, columns: dict[s
             )
     if "published_s" in columns and "published_s" not in have:
         lazy = lazy.with_columns(published_s=pl.lit(None, dtype=pl.Int64))
-    return lazy.select(pl.col(c).cast(dtype) for c, dtype in columns.items())
+    return lazy.select(pl.col(c).cast(dtype, strict=c != "labels") for c, dtype in columns.items())
 
 
 def check_times(name: str, first_s: int, last_s: int) -> None:
@@ -109,13 +110,12 @@ def check_times(name: str, first_s: int, last_s: int) -> None:
                     f"divide the column by {factor}"
                 )
         raise InputError(
-            f"{name}.timestamp_s must lie in the past (Unix seconds), got {last_s}; "
-            "remove the rows from the future or correct their unit"
+            f"{name}.timestamp_s must lie in the past (Unix seconds), got {last_s}; remove the rows from the "
+            "future or correct their unit"
         )
     if first_s < 0:
         raise InputError(
-            f"{name}.timestamp_s must be at least 0 (Unix seconds), got {first_s}; remove the rows or "
-            "correct them"
+            f"{name}.timestamp_s must be at least 0 (Unix seconds), got {first_s}; remove or correct the rows"
         )
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from halflife.batches import Batch, ranges
-from halflife.errors import InputError
+from halflife.errors import InputError, flag, listed
 from halflife.estimate import Fit
 from halflife.recommender import Recommender
 
@@ -41,17 +41,26 @@ def wandb_logger(
         save_dir: the run's directory.
         project, group, tags: as W&B shows them.
         offline: None decides by whether a key is found.
+
+    Raises:
+        InputError: for a value of the wrong kind, or when W&B shall be online and there is no key.
     """
+    tags = listed("logger.tags", tags, "words")
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "wandb" in netrc.read_text())
     if offline is None:
-        netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        has_key = bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "wandb" in netrc.read_text())
         offline = not has_key and os.environ.get("WANDB_MODE", "offline") != "online"
+    if not flag("logger.offline", offline) and not has_key and os.environ.get("WANDB_MODE") != "offline":
+        raise InputError(
+            "logger.offline must be true where W&B finds no key, got false; run `wandb login`, or add "
+            "logger.offline=true"
+        )
     os.environ.setdefault("WANDB_SILENT", "true")
     name = Path(save_dir).name
     logger = WandbLogger(
         project=project,
         group=group,
-        tags=list(tags),
+        tags=tags,
         offline=offline,
         save_dir=save_dir,
         name=name,
@@ -66,8 +75,8 @@ def tensorboard_logger(save_dir: str) -> TensorBoardLogger:
     """TensorBoard event files in the run's directory."""
     if importlib.util.find_spec("tensorboard") is None:
         raise InputError(
-            "logger=tensorboard must find the package tensorboard, got none; pip install "
-            "'halflife-rec[tensorboard]'"
+            "logger=tensorboard must find the package tensorboard, got none; "
+            "pip install 'halflife-rec[tensorboard]'"
         )
     return TensorBoardLogger(save_dir=save_dir, name="tensorboard", version="")
 
@@ -216,9 +225,7 @@ def close(logger: Logger | None) -> None:
 
 @contextmanager
 def child_processes(run_dir: Path) -> Iterator[None]:
-    """While it lasts, processes that Lightning starts find this run's configuration and directory (see
-    cli).
-    """
+    """While it lasts, processes that Lightning starts find this run's configuration and directory."""
     names = ("HALFLIFE_RUN_DIR", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
     before = {name: os.environ.get(name) for name in names}
     os.environ["HALFLIFE_RUN_DIR"] = str(run_dir)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halflife.errors import InputError, number
+from halflife.errors import InputError, number, whole
 
 LN2 = math.log(2.0)
 
@@ -148,9 +148,7 @@ def count(name: str, value: Any, at_least: int) -> int:
     Traceback (most recent call last):
     halflife.errors.InputError: decay.buckets must be a whole number (count), got 1; give 2 or more
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise InputError(f"{name} must be a whole number (count), got {value}; give {at_least} or more")
-    return value
+    return whole(name, value, "count", at_least=at_least)
 
 
 def log_expm1(x: Tensor) -> Tensor:

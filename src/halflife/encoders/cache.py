@@ -34,9 +34,7 @@ def vectors(cache_dir: Path, name: str, items: int, compute: Callable[[], Array]
     for last_try in (False, True):
         once(place, lambda temporary: np.save(temporary / "vectors.npy", compute()))
         try:
-            found: Array = np.load(
-                place / "vectors.npy", mmap_mode="c"
-            )  # copy on write: torch wants it writable
+            found: Array = np.load(place / "vectors.npy", mmap_mode="c")  # copy on write, as torch wants it
             if len(found) == items:
                 return found
         except (OSError, ValueError, EOFError):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from halflife.batches import Batch
-from halflife.errors import number
+from halflife.errors import number, whole
 from halflife.store import Store
 
 
@@ -23,10 +23,12 @@ class IdEmbedding(nn.Module):
 
     def __init__(self, store: Store, dim: int, lr: float) -> None:
         super().__init__()
-        self.dim = int(number("model.dim", dim, "dimensions", at_least=1))
+        self.dim = whole("model.dim", dim, "dimensions", at_least=1)
         self.lr = number("model.lr", lr, "learning rate", at_least=0)
         self.reads_tokens, self.tokens = False, None
         self.frozen_parameters = 0
+        self.identity: dict[str, str] = {}
+        """What beside shapes makes two encoders the same, by the key that a user would set."""
         self.backbone = nn.Embedding(store.n_items, self.dim)
         nn.init.normal_(self.backbone.weight, std=0.1 / self.dim**0.5)
 

@@ -13,11 +13,10 @@ from halflife import pretrained as pretrained_models
 from halflife.batches import Batch
 from halflife.encoders import cache
 from halflife.encoders.pooling import Pooling, by_name
-from halflife.errors import InputError, number
+from halflife.errors import InputError, number, shown, text, whole
 from halflife.store import Store
 
 CHUNK_ITEMS = 64  # texts of like length that go through the encoder together; measured on 2 CPU cores
-
 
 RECOMPUTE_ITEMS = 2048
 """Distinct items of a batch from which activations are recomputed, chunk by chunk, instead of kept: a third
@@ -93,12 +92,25 @@ class TextEncoder(nn.Module):
         cache_dir: str,
     ) -> None:
         super().__init__()
-        number("model.max_tokens", max_tokens, "tokens", at_least=3)
-        self.dim = int(number("model.dim", dim, "dimensions", at_least=1))
+        max_tokens = whole("model.max_tokens", max_tokens, "tokens", at_least=3)
+        self.dim = whole("model.dim", dim, "dimensions", at_least=1)
         self.lr = number("model.lr", lr, "learning rate", at_least=0)
         self.pooling = by_name(pooling)
+        text("model.pretrained", pretrained, "bundled, a directory or a hub name")
+        if not callable(tuning):
+            raise InputError(
+                f"model.tuning must be a function of halflife.encoders.tuning, got {shown(tuning)}; "
+                "choose it by model=bert_lora, model=bert_full and so on"
+            )
         self.tokens = self.ids, self.start = store.tokens(pretrained, max_tokens)
         source = pretrained_models.resolve(pretrained)
+        weights = pretrained_models.weights_key(source)
+        self.identity = {
+            "model.pretrained": f"the model with weights {weights[:16]}",
+            "model.pooling": pooling,
+            "model.max_tokens": str(max_tokens),
+        }
+        """What beside shapes makes two encoders the same, by the key that a user would set."""
         backbone = tuning(pretrained_models.load(source))
         limit = getattr(backbone.config, "max_position_embeddings", None)
         if limit is not None and max_tokens > limit:
@@ -110,13 +122,11 @@ class TextEncoder(nn.Module):
         self.frozen_parameters = 0
         width = int(backbone.config.hidden_size)
         if self.reads_tokens:
-            self.backbone = (
-                backbone.train()
-            )  # loading leaves it in eval mode, and nobody else switches dropout on
+            self.backbone = backbone.train()  # loading leaves it in eval mode, without dropout
         else:
             self.frozen_parameters = sum(p.numel() for p in backbone.parameters())
             config = (source / "config.json").read_bytes()
-            name = cache.key(pretrained_models.weights_key(source), config, pooling, self.ids, self.start)
+            name = cache.key(weights, config, pooling, self.ids, self.start)
             found = cache.vectors(
                 Path(cache_dir).expanduser(), name, store.n_items, lambda: self._all(backbone).numpy()
             )
@@ -138,9 +148,7 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def catalogue(self) -> Tensor:
-        """Vectors of every item, (items, dim): what evaluation looks up. Leaves the training mode as it
-        was.
-        """
+        """Vectors of every item, (items, dim), for evaluation. Leaves the training mode as it was."""
         if not self.reads_tokens:
             return self.head(self.vectors)
         training = self.backbone.training

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from halflife.errors import InputError, near, number
+from halflife.errors import InputError, listed, meant, number, whole
 
 
 def frozen(model: Any) -> Any:
@@ -17,9 +17,7 @@ def full(model: Any) -> Any:
     """Every parameter trains, but for heads that no text encoder uses."""
     model.requires_grad_(True)
     pooler = getattr(model, "pooler", None)
-    if isinstance(
-        pooler, nn.Module
-    ):  # never called: it would count as trained and make DDP wait for its gradient
+    if isinstance(pooler, nn.Module):  # never called: DDP would wait for its gradient
         pooler.requires_grad_(False)
     return model
 
@@ -38,9 +36,9 @@ def last_k(model: Any, k: int) -> Any:
     blocks = max(
         (m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList()
     )
-    number("model.tuning.k", k, "blocks", at_least=1, at_most=len(blocks))
+    k = whole("model.tuning.k", k, "blocks", at_least=1, at_most=len(blocks))
     model.requires_grad_(False)
-    for block in blocks[-int(k) :]:
+    for block in blocks[-k:]:
         block.requires_grad_(True)
     return model
 
@@ -61,23 +59,23 @@ def lora(model: Any, r: int, alpha: float, dropout: float, target_modules: list[
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    number("model.tuning.r", r, "rank", at_least=1)
+    r = whole("model.tuning.r", r, "rank", at_least=1)
     number("model.tuning.alpha", alpha, "scale", above=0)
     number("model.tuning.dropout", dropout, "probability", at_least=0, at_most=0.99)
-    targets = [str(t) for t in target_modules]
+    targets = listed("model.tuning.target_modules", target_modules, "names of linear layers")
     linear = sorted(
         {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     )
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    for target in targets:
+    for target in targets or ["none"]:
         if not any(name == target or name.endswith("." + target) for name in names):
             raise InputError(
                 f"model.tuning.target_modules must name linear layers of the model ({', '.join(linear)}), "
-                f"got {target}; {near(target, linear)}"
+                f"got {target}; {meant(target, linear)}"
             )
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
-        r=int(r),
+        r=r,
         lora_alpha=alpha,
         lora_dropout=float(dropout),
         target_modules=targets,

@@ -4,8 +4,8 @@ Readers arrive in bursts and drift between topics. Some of their reading is thei
 the rest comes from impressions, whose candidates they click with a probability that depends on nothing but
 their past clicks, faded by the planted kernel:
 
-    share_c = Σ_i w(age_i) · [topic_i = topic_c] / (Σ_i w(age_i) + 1)        P(click c) = σ(bias + strength ·
-    share_c)
+    share_c = Σ_i w(age_i) · [topic_i = topic_c] / (Σ_i w(age_i) + 1)
+    P(click c) = σ(bias + strength · share_c)
 
 The 1 in the denominator is the sink: it lets interest fade with absence (DESIGN §5). Since the probability is
 known, so is the best AUC that any model can reach on these impressions.
@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife.errors import InputError, choice, number
+from halflife.errors import InputError, choice, number, whole
 from halflife.sources.newsroom import TAILS, TOPICS
 from halflife.tables import DAY_S, Tables
 
@@ -65,16 +65,15 @@ def read(
     choice("data.source.kernel", kernel, ["none", "exponential", "power", "weibull", "gaussian"])
     choice("data.source.composition", composition, ["sink", "normalised", "sum"])
     number("data.source.half_life_days", half_life_days, "days", above=0)
-    users = int(number("data.source.users", users, "readers", at_least=2))
-    items = int(number("data.source.items", items, "articles", at_least=2 * len(TOPICS)))
+    users = whole("data.source.users", users, "readers", at_least=2)
+    items = whole("data.source.items", items, "articles", at_least=2 * len(TOPICS))
     number("data.source.days", days, "days", above=0)
     number("data.source.sessions_per_day", sessions_per_day, "sessions", above=0)
-    number("data.source.candidates", candidates, "articles", at_least=2, at_most=len(TOPICS))
-    candidates = int(candidates)
+    candidates = whole("data.source.candidates", candidates, "articles", at_least=2, at_most=len(TOPICS))
     number("data.source.strength", strength, "logit")
     number("data.source.bias", bias, "logit")
     number("data.source.drift_days", drift_days, "days", above=0)
-    number("data.source.seed", seed, "integer", at_least=0)
+    seed = whole("data.source.seed", seed, "integer", at_least=0)
     rng = np.random.default_rng(seed)
 
     catalogue = _articles(rng, items, days)
@@ -88,9 +87,7 @@ def read(
     events: list[tuple[Array, Array, Array, Array]] = []
     shown: list[tuple[Array, Array, Array, Array, Array]] = []
 
-    for step in range(
-        width
-    ):  # one page view of every reader at a time, since clicks feed later probabilities
+    for step in range(width):  # one page view of every reader at a time: clicks feed later probabilities
         live = np.flatnonzero(times[:, step] >= 0)
         if len(live) == 0:
             break
@@ -102,9 +99,8 @@ def read(
 
         asked = live[is_impression[live, step]]
         topics = _candidate_topics(rng, interest[asked, step], candidates)
-        item = _pick(rng, catalogue, topics.ravel(), np.repeat(times[asked, step], candidates)).reshape(
-            topics.shape
-        )
+        item = _pick(rng, catalogue, topics.ravel(), np.repeat(times[asked, step], candidates))
+        item = item.reshape(topics.shape)
         longest = int(n_past[asked].max(initial=0))
         age = (times[asked, step][:, None] - past_time[asked, :longest]) / DAY_S
         real = np.arange(longest) < n_past[asked][:, None]
@@ -179,8 +175,7 @@ def _articles(rng: np.random.Generator, items: int, days: float) -> dict[str, Ar
 def _visits(
     rng: np.random.Generator, users: int, days: float, sessions_per_day: float, drift_days: float
 ) -> tuple[Array, Array]:
-    """Page views in bursts: log-normal gaps between sessions, minutes within one; and the two topics of the
-    day.
+    """Page views in bursts (log-normal gaps between sessions, minutes within one), and the topics of the day.
 
     Returns:
         times (users, views) in seconds, −1 behind a reader's last view; interest (users, views, 2).
