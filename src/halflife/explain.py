@@ -74,10 +74,15 @@ def _of_files(error: BaseException, run_dir: Path | None) -> str | None:
 def _of_libraries(error: BaseException) -> str | None:
     """For what Lightning and W&B refuse when they start, and arguments that no part takes."""
     unexpected = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if isinstance(error, TypeError) and unexpected and _frames(error)[-1].endswith("train.py"):
+    by = _raised_by(error)
+    # where the call itself failed: by Hydra's partial, or by the run
+    if (
+        isinstance(error, TypeError)
+        and unexpected
+        and (by == "hydra" or _frames(error)[-1].endswith("train.py"))
+    ):
         part, key = unexpected.groups()
         return f"{key} must be an argument of {part}, got an unknown one; leave it out"
-    by = _raised_by(error)
     if by == "lightning":
         from lightning.pytorch import Trainer
 
@@ -100,8 +105,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an exception, or what caused it, says first."""
-    return next((line.strip() for e in _chain(error) for line in str(e).splitlines()), type(error).__name__)
+    """The first sentence of what an exception, or what caused it, says."""
+    lines = (line.strip() for e in _chain(error) for line in str(e).splitlines())
+    return re.split(r"[.:;]\s|[.:;]$", next(lines, type(error).__name__))[0]
 
 
 def _frames(error: BaseException) -> list[str]:

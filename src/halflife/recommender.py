@@ -190,9 +190,9 @@ class Recommender(pl.LightningModule):
         learned = [p for p in self.decay.parameters() if p.requires_grad]
         if learned:
             groups.append({"params": learned, "lr": self.decay_lr, "weight_decay": 0.0, "name": "decay"})
-        # one pass over the parameters; it rules out clipping under 16-mixed
-        scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
-        optimizer = torch.optim.AdamW(groups, fused=(self.device.type == "cpu" and not scaled) or None)
+        # one pass over the parameters; under mixed precision Lightning refuses to clip with it
+        mixed = self._trainer is not None and "mixed" in str(self.trainer.precision)
+        optimizer = torch.optim.AdamW(groups, fused=(self.device.type == "cpu" and not mixed) or None)
         scheduler = LambdaLR(optimizer, self._factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
