@@ -62,9 +62,9 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     first = trainer.is_global_zero
     if first:
         tracking.print_parameters(module)
-    if trainer.logger:
-        trainer.logger.log_hyperparams(tracking.flatten(cfg))
-    with tracking.child_processes(run_dir):
+    with tracking.closing(trainer.logger), tracking.child_processes(run_dir):
+        if trainer.logger:
+            trainer.logger.log_hyperparams(tracking.flatten(cfg))
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt, weights_only=False)
         # the best checkpoint, its few scalars refitted, is what is validated, tested and returned
         best = checkpoint.best_model_path
@@ -74,10 +74,9 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         trainer.test(module, datamodule=data, verbose=False)
         found |= {k: float(v) for k, v in trainer.callback_metrics.items()}
         rows, scores = tracking.gather_predictions(module, run_dir)
-    if first:
-        fitted = estimate(module, fit)
-        found = summary.finish(found, run_dir, module, data.store, rows, scores, fitted, speed)
-    tracking.close(trainer.logger)
+        if first:
+            fitted = estimate(module, fit)
+            found = summary.finish(found, run_dir, module, data.store, rows, scores, fitted, speed)
     return float(found[cfg.objective])
 
 

@@ -215,12 +215,16 @@ def flatten(cfg: DictConfig) -> dict[str, Any]:
     return flat
 
 
-def close(logger: Logger | None) -> None:
-    """End the logger's run, so that the next one in this process starts its own."""
-    if isinstance(logger, WandbLogger):
-        logger.experiment.finish()
-    elif logger is not None:
-        logger.finalize("success")
+@contextmanager
+def closing(logger: Logger | None) -> Iterator[None]:
+    """End the logger's run behind the block, also when that fails: the next job starts a run of its own."""
+    try:
+        yield
+    finally:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+        elif logger is not None:
+            logger.finalize("success")
 
 
 @contextmanager
