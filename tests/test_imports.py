@@ -23,6 +23,7 @@ ORDER = [
     "losses",
     "metrics",
     "recommender",
+    "likelihood",
     "estimate",
     "tracking",
     "summary",

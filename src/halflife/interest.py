@@ -53,6 +53,9 @@ class Pool(nn.Module):
     of zero attention, Ai et al. (CIKM 2019).
     """
 
+    bilinear = True
+    """True where scores depend on vectors through the inner products of clicks and candidates alone."""
+
     def __init__(self, dim: int, composition: str, scale: float, sink: float) -> None:
         super().__init__()
         self.composition = choice("interest.composition", composition, ["normalised", "sink", "sum"])
@@ -95,6 +98,8 @@ class Attention(nn.Module):
     the log bias is Press et al., ALiBi (ICLR 2022), section 3, with the kernel's log-weight for the linear
     one.
     """
+
+    bilinear = False
 
     def __init__(self, dim: int, composition: str, scale: float, sink: float) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError, choice, number
 from halflife.interest import Attention, Pool
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 
 
 def score(decay: Kernel, interest: Pool | Attention, batch: Batch, items: Tensor) -> Tensor:
@@ -36,6 +36,13 @@ def score(decay: Kernel, interest: Pool | Attention, batch: Batch, items: Tensor
     """
     # embedding, not items[…]: the gradient of indexing adds up in whatever order the threads come
     history, candidates = embedding(batch.history, items), embedding(batch.candidates, items)
+    return score_vectors(decay, interest, batch, history, candidates)
+
+
+def score_vectors(
+    decay: Kernel, interest: Pool | Attention, batch: Batch, history: Tensor, candidates: Tensor
+) -> Tensor:
+    """Scores (B, C) of a batch, the vectors of its clicks (B, H, dim) and candidates (B, C, dim) given."""
     if decay.signed:
         history = history * decay.sign(batch.age).unsqueeze(-1)
     return interest(history, decay(batch.age), batch.history_mask, candidates)

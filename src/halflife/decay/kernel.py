@@ -59,6 +59,10 @@ class Kernel(nn.Module):
         """
         raise NotImplementedError
 
+    def log_prior(self) -> Tensor:
+        """Log density of what is learned, up to a constant: 0 where nothing ties parameters together."""
+        return torch.zeros(())
+
     def sign(self, age: Tensor) -> Tensor:
         """The sign of the weight, ±1, of the shape of `age`: w = sign · exp(log_weight)."""
         return torch.ones_like(age)
