@@ -92,13 +92,26 @@ def ranges(start: Array, length: Array) -> tuple[Array, Array]:
     return np.where(mask, start[:, None] + place, start[:, None]), mask
 
 
+def shuffled(rows: Array, mask: Array) -> Array:
+    """A permutation of the real places of each row, padded ones staying behind.
+
+    Keys are a hash of row and place (the finaliser of SplitMix64, Steele et al., OOPSLA 2014), so that a row
+    is dealt the same in every batch and epoch.
+    """
+    place = np.arange(mask.shape[1], dtype=np.uint64)
+    key: Array = (rows.astype(np.uint64)[:, None] << np.uint64(24)) + place
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
+    return np.argsort(np.where(mask, key >> np.uint64(1), np.iinfo(np.uint64).max), axis=1, kind="stable")
+
+
 class Impressions(Dataset[Batch]):
     """Rows of the Store, asked for a batch at a time.
 
     Args:
         store: the log.
         max_history: a longer history keeps its newest clicks.
-        age: `days` or `rank`.
+        age: `days`, `rank`, or `shuffled`: days, dealt out anew among the clicks of each history.
         tokens: (ids, start) of the catalogue, or None.
     """
 
@@ -119,9 +132,11 @@ class Impressions(Dataset[Batch]):
         # a reader without any click points at place 0, behind a mask
         index = np.clip(index, 0, len(store.event_item) - 1)
         history = store.event_item[index]
-        if self.age == "days":
+        if self.age != "rank":
             # int64 first: float32 cannot hold seconds since 1970
             age = (store.impression_time[rows][:, None] - store.event_time[index]) / np.float32(DAY_S)
+            if self.age == "shuffled":
+                age = np.take_along_axis(age, shuffled(rows, mask), 1)
         else:
             age = (length[:, None] - 1 - np.arange(index.shape[1])).astype(np.float32)
         first = store.candidate_start[rows]
@@ -224,7 +239,8 @@ class DataModule(pl.LightningDataModule):
         cache_dir: where Stores are kept.
         negatives: how to draw negatives; None for a log with impressions.
         split: the fractions `val` and `test` of the impressions, the newest.
-        age: `days`, or `rank` for a log whose clicks have an order but no times.
+        age: `days`; `rank` for a log whose clicks have an order but no times; `shuffled` for a control in
+            which time can mean nothing: days, dealt out anew among the clicks of each history.
         max_history: a longer history keeps its newest clicks, at least 1.
         min_history: impressions with fewer past clicks are left out of every split.
         batch_size, eval_batch_size: impressions a step and process.
@@ -254,7 +270,7 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.source, self.root, self.files, self.negatives = source, root, list(files), negatives
         self.cache_dir = Path(cache_dir).expanduser()
-        self.age = choice("data.age", age, ["days", "rank"])
+        self.age = choice("data.age", age, ["days", "rank", "shuffled"])
         self.val_share = number("data.split.val", split["val"], "fraction", above=0, at_most=0.8)
         self.test_share = number("data.split.test", split["test"], "fraction", above=0, at_most=0.8)
         number("data.split.val + data.split.test", self.val_share + self.test_share, "fraction", at_most=0.95)
@@ -274,7 +290,7 @@ class DataModule(pl.LightningDataModule):
         """The log's Store, built at first use."""
         if self._store is None:
             store = open_or_build(self.source, self._paths(), self.negatives, self.cache_dir)
-            if self.age == "days" and not store.about["has_click_times"]:
+            if self.age != "rank" and not store.about["has_click_times"]:
                 raise InputError(
                     "data.age must be rank for a log without click times, got days; add data.age=rank, and "
                     "the "
@@ -286,7 +302,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def unit(self) -> str:
         """The unit of ages and half-lives, as every name says it: `days` or `rank`."""
-        return self.age
+        return "rank" if self.age == "rank" else "days"
 
     def _paths(self) -> list[Path]:
         """The log's files, in order of glob and name."""

@@ -14,6 +14,10 @@ from halflife.errors import InputError, near
 
 Task = Callable[[Any, Path], Any]
 
+_HERE = Path(__file__).resolve().parent
+CONFIG_DIR = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf"
+"""The configurations: inside the package when installed, beside `src/` in a checkout."""
+
 
 def guarded(task: Task) -> Callable[[Any], Any]:
     """Make a Hydra task function of `task(cfg, run_dir)` that ends a mistake before Hydra prints it.

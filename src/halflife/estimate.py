@@ -61,11 +61,16 @@ def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
     if not likelihood.names:
         return None
     fit = fit_likelihood(likelihood)
-    named = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, value in likelihood.values(fit.point.theta).items():
-            named[name].copy_(value)
+    put(module, fit)
     return fit
+
+
+@torch.no_grad()
+def put(module: Recommender, fit: Fit) -> None:
+    """Give the module the fitted values."""
+    named = dict(module.named_parameters())
+    for name, value in fit.likelihood.values(fit.point.theta).items():
+        named[name].copy_(value)
 
 
 def fit_likelihood(likelihood: Likelihood) -> Fit:

@@ -37,6 +37,7 @@ def read(
     candidates: int,
     kernel: str,
     half_life_days: float,
+    half_life_sd: float,
     composition: str,
     strength: float,
     bias: float,
@@ -52,7 +53,8 @@ def read(
         sessions_per_day: visits per reader and day, of a geometric number of page views each.
         candidates: articles in an impression, 2 to 12, each on a topic of its own.
         kernel: the planted family: `none`, `exponential`, `power` (α = 1), `weibull` (k = ½) or `gaussian`.
-        half_life_days: the planted half-life.
+        half_life_days: the planted half-life; the median one where readers differ.
+        half_life_sd: standard deviation of the log half-life over readers, 0 where all are alike.
         composition: `sink`, `normalised` (without the 1) or `sum` (without the denominator).
         strength: logit gained when every past click was on the candidate's topic.
         bias: logit of a click without any matching past.
@@ -65,6 +67,7 @@ def read(
     choice("data.source.kernel", kernel, ["none", "exponential", "power", "weibull", "gaussian"])
     choice("data.source.composition", composition, ["sink", "normalised", "sum"])
     number("data.source.half_life_days", half_life_days, "days", above=0)
+    number("data.source.half_life_sd", half_life_sd, "of the logarithm", at_least=0)
     users = int(number("data.source.users", users, "readers", at_least=2))
     items = int(number("data.source.items", items, "articles", at_least=2 * len(TOPICS)))
     number("data.source.days", days, "days", above=0)
@@ -80,6 +83,9 @@ def read(
     catalogue = _articles(rng, items, days)
     times, interest = _visits(rng, users, days, sessions_per_day, drift_days)
     is_impression = rng.random(times.shape) < 0.6
+    # readers who are all alike leave the generator where it was
+    spread = rng.normal(0.0, half_life_sd, users) if half_life_sd else np.zeros(users)
+    half_life = half_life_days * np.exp(spread)
 
     width = times.shape[1]
     past_topic = np.full((users, width * candidates), -1, np.int16)
@@ -108,7 +114,7 @@ def read(
         longest = int(n_past[asked].max(initial=0))
         age = (times[asked, step][:, None] - past_time[asked, :longest]) / DAY_S
         real = np.arange(longest) < n_past[asked][:, None]
-        weight = np.where(real, np.exp(log_weight(kernel, np.maximum(age, 0.0), half_life_days)), 0.0)
+        weight = np.where(real, np.exp(log_weight(kernel, np.maximum(age, 0.0), half_life[asked, None])), 0.0)
         match = past_topic[asked, :longest][:, None, :] == topics[:, :, None]
         share = np.einsum("uh,uch->uc", weight, match)
         if composition != "sum":
@@ -135,7 +141,7 @@ def read(
     return _tables(catalogue, events, shown, candidates, planted if kernel != "none" else {"kernel": "none"})
 
 
-def log_weight(kernel: str, age_days: Array, half_life_days: float) -> Array:
+def log_weight(kernel: str, age_days: Array, half_life_days: Array | float) -> Array:
     """The planted kernels in closed form, written apart from `halflife.decay` so that recovery is no circle.
 
     >>> np.exp(log_weight("exponential", np.array([0.0, 5.0]), 5.0))
