@@ -28,7 +28,8 @@ from halflife.encoders import tuning
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError
-from halflife.interest import Attention, Pool
+from halflife.interest.attention import Attention
+from halflife.interest.pool import Pool
 from halflife.recommender import Recommender, check_checkpoint
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -18,17 +18,17 @@ from halflife.decay.kernel import Kernel
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError, choice, number
-from halflife.interest import Attention, Pool
+from halflife.interest.compose import Interest
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def score(decay: Kernel, interest: Pool | Attention, batch: Batch, items: Tensor) -> Tensor:
+def score(decay: Kernel, interest: Interest, batch: Batch, items: Tensor) -> Tensor:
     """Scores (B, C) of a batch: its clicks, faded by their age, against its candidates.
 
     Args:
         decay: age to log-weight.
-        interest: vectors and log-weights to scores.
+        interest: vectors, log-weights and ages to scores.
         batch: histories and candidates as places in its distinct items.
         items: vectors of those items.
 
@@ -38,7 +38,7 @@ def score(decay: Kernel, interest: Pool | Attention, batch: Batch, items: Tensor
     history, candidates = embedding(batch.history, items), embedding(batch.candidates, items)
     if decay.signed:
         history = history * decay.sign(batch.age).unsqueeze(-1)
-    return interest(history, decay(batch.age), batch.history_mask, candidates)
+    return interest(history, decay(batch.age), batch.history_mask, candidates, batch.age)
 
 
 class Recommender(pl.LightningModule):
@@ -47,7 +47,7 @@ class Recommender(pl.LightningModule):
     Args:
         encoder: items to vectors.
         decay: age to log-weight.
-        interest: vectors and log-weights to scores.
+        interest: vectors, log-weights and ages to scores.
         loss: scores, labels and mask to a scalar.
         metrics: computed on validation and test, by name.
         head_lr: learning rate of the projection and the interest model.
@@ -65,7 +65,7 @@ class Recommender(pl.LightningModule):
         self,
         encoder: TextEncoder | IdEmbedding,
         decay: Kernel,
-        interest: Pool | Attention,
+        interest: Interest,
         loss: Loss,
         metrics: dict[str, Any],
         head_lr: float,
@@ -87,10 +87,11 @@ class Recommender(pl.LightningModule):
         self.schedule_epochs = int(number("optimizer.schedule_epochs", schedule_epochs, "epochs", at_least=1))
         self.seed = seed
         self.unit = "rank" if decay.ranks else unit
-        if decay.signed and isinstance(interest, Attention):
+        if decay.signed and not interest.signed:
             raise InputError(
-                f"interest must be pool for a kernel with negative weights, got attention with "
-                f"{type(decay).__name__}; add interest=pool, since a logarithm has no sign"
+                f"interest must be pool for a kernel with negative weights, got "
+                f"{type(interest).__module__.rpartition('.')[2]} with {type(decay).__name__}; "
+                "add interest=pool, since a logarithm has no sign"
             )
         self.val_metrics = MetricCollection(dict(metrics), prefix="val/")
         self.test_metrics = MetricCollection(dict(metrics), prefix="test/").clone(prefix="test/")
