@@ -1,9 +1,9 @@
 """Target attention: each candidate asks the history what matters to it."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from halflife.interest.compose import Composed
+from halflife.interest.compose import Composed, projection
 
 
 class Attention(Composed):
@@ -29,10 +29,7 @@ class Attention(Composed):
 
     def __init__(self, dim: int, composition: str, scale: float, sink: float) -> None:
         super().__init__(composition, scale, sink)
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(dim, dim, bias=False)
-        nn.init.eye_(self.query.weight)
-        nn.init.eye_(self.key.weight)
+        self.query, self.key = projection(dim), projection(dim)
 
     def forward(
         self, history: Tensor, log_weight: Tensor, mask: Tensor, candidates: Tensor, age: Tensor

@@ -90,9 +90,7 @@ class Composed(Interest):
 
         Shape: logit (…, H); log_weight and mask broadcast to it → (…, H).
         """
-        # float32 at least: half precision cannot hold LOWEST; and the mask again at the end, since an empty
-        # history has only padded places
-        logit = logit.to(torch.promote_types(logit.dtype, torch.float32))
+        logit = wide(logit)
         faded = (logit + log_weight).masked_fill(~mask, LOWEST)
         if self.composition == "sink":
             log_share = log_softmax_beside(self.log_sink, faded)
@@ -102,7 +100,19 @@ class Composed(Interest):
             log_share = faded
         else:
             log_share = faded.log_softmax(-1)
-        return log_share.exp() * mask
+        return log_share.exp() * mask  # the mask again: an empty history has only padded places
+
+
+def projection(dim: int) -> nn.Linear:
+    """A learned dim × dim matrix that starts as the identity: similarities start as the encoder's."""
+    linear = nn.Linear(dim, dim, bias=False)
+    nn.init.eye_(linear.weight)
+    return linear
+
+
+def wide(logit: Tensor) -> Tensor:
+    """In float32 at least, since half precision cannot hold LOWEST."""
+    return logit.to(torch.promote_types(logit.dtype, torch.float32))
 
 
 def log_softmax_beside(log_sink: Tensor, logit: Tensor) -> Tensor:
