@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 
 from halflife.batches import Batch
 from halflife.decay.kernel import Kernel
+from halflife.decay.none import NoDecay
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError, choice, number
@@ -59,6 +60,9 @@ class Recommender(pl.LightningModule):
         schedule_epochs: the epoch at which `linear` and `cosine` reach 0.
         seed: of dropout, with the step: a resumed run draws what it would have drawn.
         unit: `days` or `rank`, for names.
+
+    Raises:
+        InputError: for a setting out of range, or a kernel that the interest model cannot use.
     """
 
     def __init__(
@@ -87,11 +91,16 @@ class Recommender(pl.LightningModule):
         self.schedule_epochs = int(number("optimizer.schedule_epochs", schedule_epochs, "epochs", at_least=1))
         self.seed = seed
         self.unit = "rank" if decay.ranks else unit
+        name = type(interest).__module__.rpartition(".")[2]
         if decay.signed and not interest.signed:
             raise InputError(
-                f"interest must be pool for a kernel with negative weights, got "
-                f"{type(interest).__module__.rpartition('.')[2]} with {type(decay).__name__}; "
-                "add interest=pool, since a logarithm has no sign"
+                f"interest must be pool for a kernel with negative weights, got {name} with "
+                f"{type(decay).__name__}; add interest=pool, since a logarithm has no sign"
+            )
+        if interest.own_time and not isinstance(decay, NoDecay):
+            raise InputError(
+                f"decay must be none for interest={name}, which keeps its own time and reads no kernel, got "
+                f"{type(decay).__name__}; add decay=none"
             )
         self.val_metrics = MetricCollection(dict(metrics), prefix="val/")
         self.test_metrics = MetricCollection(dict(metrics), prefix="test/").clone(prefix="test/")

@@ -110,6 +110,18 @@ def projection(dim: int) -> nn.Linear:
     return linear
 
 
+def places(mask: Tensor, longest: int) -> Tensor:
+    """How many clicks are newer: 0 for the newest, at most `longest` − 1; 0 where padded.
+
+    Shape: mask (B, H), padded behind → (B, H), int64.
+
+    >>> places(torch.tensor([[True, True, True, False]]), longest=2)
+    tensor([[1, 1, 0, 0]])
+    """
+    newer = mask.sum(1, keepdim=True) - 1 - torch.arange(mask.shape[1], device=mask.device)
+    return newer.clamp(0, longest - 1)
+
+
 def wide(logit: Tensor) -> Tensor:
     """In float32 at least, since half precision cannot hold LOWEST."""
     return logit.to(torch.promote_types(logit.dtype, torch.float32))
