@@ -145,7 +145,8 @@ class PaddedLoop:
             flat = slots[piece].flatten()
             vectors = self.encode(ids[flat], mask[flat]).view(len(piece), slots.shape[1], -1)
             past, candidates = vectors[:, :MAX_HISTORY], vectors[:, MAX_HISTORY:]
-            score = self.module.interest(past, self.module.decay(age[piece]), real[piece], candidates)
+            log_weight = self.module.decay(age[piece])
+            score = self.module.interest(past, log_weight, real[piece], candidates, age[piece])
             shown = batch.candidate_mask[piece]
             share = shown.sum() / batch.candidate_mask.sum()
             yield self.module.loss(score, batch.label[piece], shown) * share

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from halflife.batches import DataModule
@@ -52,7 +52,9 @@ def test_every_decay_runs_a_training_step(decay: str, make_log: Callable[..., Da
 def test_every_interest_and_loss_runs_a_training_step(
     interest: str, loss: str, make_log: Callable[..., DataModule]
 ) -> None:
-    step_runs(make_log, f"interest={interest}", f"loss={loss}", "model=id_embedding")
+    own_time = get_class(composed(f"interest={interest}").interest._target_).own_time
+    decay = "none" if own_time else "exponential"
+    step_runs(make_log, f"interest={interest}", f"decay={decay}", f"loss={loss}", "model=id_embedding")
 
 
 @pytest.mark.parametrize("model", [c.split("/")[1] for c in CHOICES if c.startswith("model/")])

@@ -19,7 +19,7 @@ from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay
 from halflife.decay.weibull import Weibull
 from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, refit
-from halflife.interest import Pool
+from halflife.interest.pool import Pool
 from halflife.recommender import Recommender
 from halflife.sources.newsroom import TOPICS
 from halflife.store import Store

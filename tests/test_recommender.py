@@ -28,7 +28,8 @@ from halflife.encoders import tuning
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError
-from halflife.interest import Attention, Pool
+from halflife.interest.attention import Attention
+from halflife.interest.pool import Pool
 from halflife.recommender import Recommender, check_checkpoint
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -41,6 +42,7 @@ TUNINGS = {
     "lora": LORA,
 }
 ENCODERS = ["id", *TUNINGS]
+MODELS = sorted(path.stem for path in (CONF / "interest").glob("*.yaml"))
 INTERESTS = ["normalised", "sink", "sum", "log_bias"]
 OPTIMIZER = {
     "head_lr": 0.01,
@@ -316,12 +318,35 @@ def test_a_schedule_without_an_end_is_refused(make: Make) -> None:
         make("id", schedule="linea")
 
 
-def test_attention_refuses_a_kernel_with_negative_weights(make: Make) -> None:
+def refused(small_log: DataModule, interest: str, decay: str) -> str:
+    """The sentence that a pair of interest model and kernel ends in, or nothing."""
+    model = instantiate(OmegaConf.load(CONF / "interest" / f"{interest}.yaml"))(dim=8)
+    items = IdEmbedding(small_log.store, dim=8, lr=0.02)
+    try:
+        Recommender(items, kernel_of(decay), model, losses.bce, {}, **OPTIMIZER, seed=7, unit="days")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("interest", MODELS)
+def test_a_kernel_with_negative_weights_is_for_pool_alone(small_log: DataModule, interest: str) -> None:
     assert isinstance(kernel_of("fourier"), Fourier)
-    with pytest.raises(
-        InputError, match=r"^interest must be pool .* got attention with Fourier; add interest=pool"
-    ):
-        make("id", "log_bias", kernel_of("fourier"))
+    sentence = (
+        f"interest must be pool for a kernel with negative weights, got {interest} with Fourier; "
+        "add interest=pool, since a logarithm has no sign"
+    )
+    assert refused(small_log, interest, "fourier") == ("" if interest == "pool" else sentence)
+
+
+@pytest.mark.parametrize("interest", MODELS)
+def test_a_model_that_keeps_its_own_time_goes_with_no_decay(small_log: DataModule, interest: str) -> None:
+    assert refused(small_log, interest, "none") == ""
+    own = interest in ("time_interval", "relative_bias")
+    sentence = (
+        f"decay must be none for interest={interest}, which keeps its own time and reads no kernel, got "
+    )
+    assert refused(small_log, interest, "power") == (sentence + "Power; add decay=none" if own else "")
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_sentence(make: Make, small_log: DataModule) -> None:

@@ -21,7 +21,7 @@ from torch.nn.functional import embedding
 
 from halflife.batches import Batch
 from halflife.decay.kernel import Kernel
-from halflife.interest import Attention, Pool
+from halflife.interest.compose import Interest
 from halflife.recommender import Recommender, score_vectors
 
 Array = NDArray[Any]
@@ -71,7 +71,7 @@ class Spread(Point):
 class _Scores(nn.Module):
     """Scores as a function of the decay and interest parameters alone."""
 
-    def __init__(self, decay: Kernel, interest: Pool | Attention) -> None:
+    def __init__(self, decay: Kernel, interest: Interest) -> None:
         super().__init__()
         self.decay, self.interest = decay, interest
 
@@ -110,7 +110,7 @@ class Likelihood:
         other._take(decay, self._scores.interest)
         return other
 
-    def _take(self, decay: Kernel, interest: Pool | Attention) -> None:
+    def _take(self, decay: Kernel, interest: Interest) -> None:
         """Find what is free."""
         self._scores = _Scores(copy.deepcopy(decay), copy.deepcopy(interest)).cpu().float().eval()
         free = {

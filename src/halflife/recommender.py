@@ -15,20 +15,21 @@ from torchmetrics import MetricCollection
 
 from halflife.batches import Batch
 from halflife.decay.kernel import Kernel
+from halflife.decay.none import NoDecay
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError, choice, number
-from halflife.interest import Attention, Pool
+from halflife.interest.compose import Interest
 
 Loss = Callable[..., Tensor]
 
 
-def score(decay: Kernel, interest: Pool | Attention, batch: Batch, items: Tensor) -> Tensor:
+def score(decay: Kernel, interest: Interest, batch: Batch, items: Tensor) -> Tensor:
     """Scores (B, C) of a batch: its clicks, faded by their age, against its candidates.
 
     Args:
         decay: age to log-weight.
-        interest: vectors and log-weights to scores.
+        interest: vectors, log-weights and ages to scores.
         batch: histories and candidates as places in its distinct items.
         items: vectors of those items.
 
@@ -40,12 +41,12 @@ def score(decay: Kernel, interest: Pool | Attention, batch: Batch, items: Tensor
 
 
 def score_vectors(
-    decay: Kernel, interest: Pool | Attention, batch: Batch, history: Tensor, candidates: Tensor
+    decay: Kernel, interest: Interest, batch: Batch, history: Tensor, candidates: Tensor
 ) -> Tensor:
     """Scores (B, C) of a batch, the vectors of its clicks (B, H, dim) and candidates (B, C, dim) given."""
     if decay.signed:
         history = history * decay.sign(batch.age).unsqueeze(-1)
-    return interest(history, decay(batch.age), batch.history_mask, candidates)
+    return interest(history, decay(batch.age), batch.history_mask, candidates, batch.age)
 
 
 class Recommender(pl.LightningModule):
@@ -54,7 +55,7 @@ class Recommender(pl.LightningModule):
     Args:
         encoder: items to vectors.
         decay: age to log-weight.
-        interest: vectors and log-weights to scores.
+        interest: vectors, log-weights and ages to scores.
         loss: scores, labels and mask to a scalar.
         metrics: computed on validation and test, by name.
         head_lr: learning rate of the projection and the interest model.
@@ -66,13 +67,16 @@ class Recommender(pl.LightningModule):
         schedule_epochs: the epoch at which `linear` and `cosine` reach 0.
         seed: of dropout, with the step: a resumed run draws what it would have drawn.
         unit: `days` or `rank`, for names.
+
+    Raises:
+        InputError: for a setting out of range, or a kernel that the interest model cannot use.
     """
 
     def __init__(
         self,
         encoder: TextEncoder | IdEmbedding,
         decay: Kernel,
-        interest: Pool | Attention,
+        interest: Interest,
         loss: Loss,
         metrics: dict[str, Any],
         head_lr: float,
@@ -94,10 +98,16 @@ class Recommender(pl.LightningModule):
         self.schedule_epochs = int(number("optimizer.schedule_epochs", schedule_epochs, "epochs", at_least=1))
         self.seed = seed
         self.unit = "rank" if decay.ranks else unit
-        if decay.signed and isinstance(interest, Attention):
+        name = type(interest).__module__.rpartition(".")[2]
+        if decay.signed and not interest.signed:
             raise InputError(
-                f"interest must be pool for a kernel with negative weights, got attention with "
+                f"interest must be pool for a kernel with negative weights, got {name} with "
                 f"{type(decay).__name__}; add interest=pool, since a logarithm has no sign"
+            )
+        if interest.own_time and not isinstance(decay, NoDecay):
+            raise InputError(
+                f"decay must be none for interest={name}, which keeps its own time and reads no kernel, got "
+                f"{type(decay).__name__}; add decay=none"
             )
         self.val_metrics = MetricCollection(dict(metrics), prefix="val/")
         self.test_metrics = MetricCollection(dict(metrics), prefix="test/").clone(prefix="test/")
