@@ -80,6 +80,7 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
         **settings,
         seed=1,
         unit="days",
+        impressions=len(data.rows("train")),
     )
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     batch = next(iter(data.train_dataloader()))

@@ -85,7 +85,7 @@ def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPa
                 lr=0.001,
                 cache_dir=str(cache),
             )
-        given = OPTIMIZER | {"seed": 7, "unit": "days", "loss": losses.bce} | changes
+        given = OPTIMIZER | {"seed": 7, "unit": "days", "impressions": 400, "loss": losses.bce} | changes
         kernel = decay or Exponential(half_life_days=2.0, learn=True)
         return Recommender(items, kernel, interest_of(interest, dim), metrics={"auc": metrics.AUC()}, **given)
 
@@ -178,8 +178,10 @@ def test_padded_columns_change_neither_scores_nor_loss_nor_gradients(
         history=pad(batch.history, (0, 3), value=1),
         history_mask=pad(batch.history_mask, (0, 3)),
         age=pad(batch.age, (0, 3), value=PAD_AGE),
+        kind=pad(batch.kind, (0, 3)),
         candidates=pad(batch.candidates, (0, 2), value=2),
         candidate_mask=pad(batch.candidate_mask, (0, 2)),
+        candidate_age=pad(batch.candidate_age, (0, 2)),
         label=pad(batch.label, (0, 2), value=1.0),
     )
     items = module.encoder(batch)
@@ -328,6 +330,24 @@ def test_a_loss_that_is_not_finite_ends_in_one_sentence(make: Make, small_log: D
     module = make("id", loss=lambda score, label, mask: score.sum() * math.nan)
     with pytest.raises(InputError, match=r"^train/loss must stay finite, got nan at step 0; lower model\.lr"):
         module.training_step(dataset_of(small_log, module)[some_rows(small_log)], 0)
+
+
+def test_the_prior_of_a_kernel_is_shared_out_over_the_impressions_of_an_epoch(
+    make: Make, small_log: DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Believer(Exponential):
+        def log_prior(self) -> Tensor:
+            return -3.0 * self.log_half_life
+
+    module = make("id", decay=Believer(half_life_days=2.0, learn=True), impressions=60)
+    module._trainer = SimpleNamespace(log_every_n_steps=2, global_step=1, loggers=[])  # type: ignore[assignment]
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(module, "log", lambda key, value, **_: logged.update({key: value}))
+    batch = dataset_of(small_log, module)[some_rows(small_log)]
+    loss = module.training_step(batch, 1)
+    data_loss = module.loss(module(batch), batch.label, batch.candidate_mask)
+    assert loss.item() == pytest.approx(data_loss.item() + 3.0 * math.log(2.0) / 60)
+    assert logged["train/loss"].item() == pytest.approx(data_loss.item())  # what val/loss compares with
 
 
 def test_a_kernel_of_ranks_names_its_unit(make: Make) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halflife.batches import Batch
 from halflife.errors import InputError, number
+from halflife.store import Store
 
 LN2 = math.log(2.0)
 
@@ -26,7 +28,9 @@ class Kernel(nn.Module):
     (`data.age=rank`), the same number is a rank.
 
     Subclasses implement `log_weight`, and register what they learn with `positive_parameter`. What deviates
-    from w > 0, w(0) = 1 or never rising says so in the flags below; log w ≤ 0 and finite holds for all.
+    from w > 0, w(0) = 1 or never rising says so in the flags below; log w(age) ≤ 0 and finite holds for all.
+    A kernel that reads more of a history than ages overrides `of`, and `of_candidates` where it can serve as
+    `decay.candidate`.
     """
 
     signed = False
@@ -37,6 +41,9 @@ class Kernel(nn.Module):
 
     starts_at_one = True
     """False for a kernel with w(0) ≠ 1."""
+
+    bounded = True
+    """False for a kernel that may give a click of a history more weight than 1, in `of` alone."""
 
     ranks = False
     """True for a kernel that reads only the order of the ages in a row: its half-life is in ranks."""
@@ -62,6 +69,35 @@ class Kernel(nn.Module):
     def sign(self, age: Tensor) -> Tensor:
         """The sign of the weight, ±1, of the shape of `age`: w = sign · exp(log_weight)."""
         return torch.ones_like(age)
+
+    def bind(self, store: Store) -> None:
+        """Learn from the Store, before training, what a kernel needs to know of it, such as how many
+        categories there are. Most need nothing.
+        """
+
+    def of(self, batch: Batch) -> Tensor:
+        """log w of each click of the histories of a batch, (B, H); anything finite where padded."""
+        log_weight: Tensor = self(batch.age)
+        return log_weight
+
+    def sign_of(self, batch: Batch) -> Tensor:
+        """The sign of each weight that `of` gives, ±1, (B, H)."""
+        return self.sign(batch.age)
+
+    def of_candidates(self, batch: Batch) -> Tensor:
+        """log w of each candidate of a batch at its own age, (B, C): a kernel as `decay.candidate`."""
+        log_weight: Tensor = self(batch.candidate_age)
+        return log_weight
+
+    def log_prior(self) -> Tensor:
+        """Log density of what is learned hierarchically, a scalar with gradient; the fit adds it to the
+        log-likelihood, in which an impression counts as one observation.
+        """
+        return torch.zeros(())
+
+    def half_lives(self) -> dict[str, float]:
+        """The half-life of each group by its name, in the unit of the ages; empty where there is but one."""
+        return {}
 
     def forward(self, age: Tensor) -> Tensor:
         """A kernel is its log-weight: `log_weight`, in float32 at least, returned in the type of `age`.
