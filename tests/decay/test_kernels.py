@@ -26,6 +26,9 @@ FLOAT32_BOUND = 2e-5  # |Δ log w| ≤ FLOAT32_BOUND · (1 + |log w|); of a sign
 BFLOAT16_BOUND = 2**-8  # the rounding of the result alone, relative
 HELD_IN_BFLOAT16_BOUND = 0.02  # |Δw|
 
+# A kernel whose half-life is that of a part alone halves where its other part is away.
+DECAYING_PART = {"share": 0.0, "learn_share": False}
+
 half_lives = st.floats(math.log(MINUTE), math.log(100 * YEAR)).map(math.exp)
 age_ratios = st.lists(st.floats(0, 50), min_size=2, max_size=8).map(sorted)
 
@@ -84,7 +87,7 @@ def test_a_weight_starts_at_one_never_rises_and_never_exceeds_one(
 @settings(max_examples=20, deadline=None)
 @given(half_life=half_lives)
 def test_at_its_half_life_half_of_the_decaying_part_is_left(name: str, half_life: float) -> None:
-    kernel = kernel_of(name, half_life_days=half_life).double()
+    kernel = kernel_of(name, half_life_days=half_life, **DECAYING_PART).double()
     assert kernel.half_life is not None
     assert kernel.half_life.item() == pytest.approx(half_life, rel=1e-5)
     floor = float(torch.as_tensor(kernel.floor).detach())
@@ -176,11 +179,14 @@ def test_a_mistyped_learn_is_not_taken_for_true(name: str) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_contract_holds_whatever_is_learned(name: str, seed: int) -> None:
     torch.manual_seed(seed)
-    kernel = kernel_of(name)
+    kernel, decaying = kernel_of(name), kernel_of(name, **DECAYING_PART)
     with torch.no_grad():
-        for parameter in kernel.parameters():
-            parameter += torch.randn_like(parameter)
+        for parameter, same in zip(kernel.parameters(), decaying.parameters(), strict=True):
+            moved = torch.randn_like(parameter)
+            parameter += moved
+            same += moved
     kernel.double()
+    decaying.double()
     scale = 2.0 if kernel.half_life is None else kernel.half_life.item()
     log_weight = kernel(torch.cat([torch.zeros(1), torch.logspace(-6, 6, 200)]).double() * scale)
     assert torch.isfinite(log_weight).all()
@@ -191,7 +197,7 @@ def test_the_contract_holds_whatever_is_learned(name: str, seed: int) -> None:
         assert (log_weight.diff() <= 1e-9).all()
     if halves(name):
         floor = float(torch.as_tensor(kernel.floor).detach())
-        left = kernel(torch.tensor(scale, dtype=torch.float64)).exp().item()
+        left = decaying(torch.tensor(scale, dtype=torch.float64)).exp().item()
         assert (left - floor) / (1 - floor) == pytest.approx(0.5, rel=1e-5)
 
 

@@ -198,6 +198,17 @@ def log_expm1(x: Tensor) -> Tensor:
     return x + torch.log(-torch.expm1(-x))
 
 
+def log_sum(left: Tensor, right: Tensor) -> Tensor:
+    """log(eˣ + eʸ), with a second derivative that is finite however far the two lie apart.
+
+    `torch.logaddexp` has none there, and the half-life's interval is made of second derivatives.
+
+    >>> log_sum(torch.tensor([0.0, -1e9]), torch.tensor([0.0, 1.0]))
+    tensor([0.6931, 1.0000])
+    """
+    return torch.stack(torch.broadcast_tensors(left, right)).logsumexp(0)
+
+
 def log_ratio(age: Tensor, scale: Tensor) -> Tensor:
     """log(age / scale), where age 0 stands for the smallest positive number.
 
