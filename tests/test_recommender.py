@@ -13,9 +13,9 @@ import numpy as np
 import polars
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -55,7 +55,8 @@ Make = Callable[..., Recommender]
 
 
 def kernel_of(name: str) -> Kernel:
-    return instantiate(OmegaConf.load(CONF / "decay" / f"{name}.yaml"))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose(f"decay/{name}").decay)
 
 
 def interest_of(kind: str, dim: int) -> Pool | Attention:

@@ -1,6 +1,9 @@
 """The kernel contract: age in, log-weight out."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -187,6 +190,38 @@ def count(name: str, value: Any, at_least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise InputError(f"{name} must be a whole number (count), got {value}; give {at_least} or more")
     return value
+
+
+def inner_kernel(kernel: Callable[..., Kernel], half_life_days: float, learn: bool) -> Kernel:
+    """The kernel inside another one, of the half-life that the user gave to the outer one.
+
+    Args:
+        kernel: makes a kernel from `half_life_days` and `learn`; a partial of its class.
+        half_life_days: h > 0, in days.
+        learn: whether h is learned.
+
+    Raises:
+        InputError: when h is not a number above 0, the kernel takes none or was given another one.
+    """
+    number("decay.half_life_days", half_life_days, "days", above=0)
+    if not isinstance(kernel, partial) or not isinstance(kernel.func, type):
+        raise InputError(
+            f"decay.kernel must be a kernel (a choice of the group decay), got {kernel}; "
+            "choose one as decay@decay.kernel=exponential"
+        )
+    if "half_life_days" not in signature(kernel.func).parameters:
+        raise InputError(
+            f"decay.kernel must be a kernel of half_life_days (days), got {kernel.func.__name__}; "
+            "choose another one as decay@decay.kernel=exponential"
+        )
+    for key, outer in (("half_life_days", half_life_days), ("learn", learn)):
+        if kernel.keywords.get(key, outer) != outer:
+            raise InputError(
+                f"decay.kernel.{key} must be what decay.{key} is ({outer}), got {kernel.keywords[key]}; "
+                f"set decay.{key} instead"
+            )
+    inner: Kernel = kernel(half_life_days=half_life_days, learn=learn)
+    return inner
 
 
 def log_expm1(x: Tensor) -> Tensor:
