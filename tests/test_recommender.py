@@ -88,6 +88,7 @@ def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPa
             )
         given = OPTIMIZER | {"seed": 7, "unit": "days", "impressions": 400, "loss": losses.bce} | changes
         kernel = decay or Exponential(half_life_days=2.0, learn=True)
+        kernel.bind(small_log.store)
         return Recommender(items, kernel, interest_of(interest, dim), metrics={"auc": metrics.AUC()}, **given)
 
     return make

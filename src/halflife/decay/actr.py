@@ -84,12 +84,13 @@ class Actr(Kernel):
     def of(self, batch: Batch) -> Tensor:
         age = (batch.age.float() if batch.age.element_size() < 4 else batch.age).clamp(max=LARGEST_AGE)
         slot = same_item(batch.history.masked_fill(~batch.history_mask, -1))
-        # The item's newest click is its heaviest: the sum is at least 1, and nothing underflows.
-        newest = age.scatter_reduce(1, slot, age, "amin", include_self=False).gather(1, slot)
-        log_newest = self._log_power(newest)
-        total = torch.zeros_like(age).scatter_add(1, slot, (self._log_power(age) - log_newest).exp())
-        clicks = torch.zeros_like(age).scatter_add(1, slot, torch.ones_like(age))
-        activation = log_newest + total.gather(1, slot).log()
+        log_power, zeros = self._log_power(age), torch.zeros_like(age)
+        # Relative to the item's heaviest click the sum is at least 1, and nothing underflows.
+        heaviest = zeros.scatter_reduce(1, slot, log_power.detach(), "amax", include_self=False)
+        heaviest = heaviest.gather(1, slot)
+        total = zeros.scatter_add(1, slot, (log_power - heaviest).exp())
+        clicks = zeros.scatter_add(1, slot, torch.ones_like(age))
+        activation = heaviest + total.gather(1, slot).log()
         log_weight = activation / self.temperature - clicks.gather(1, slot).log()
         return log_weight.to(batch.age.dtype)
 

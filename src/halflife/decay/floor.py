@@ -1,6 +1,6 @@
 """A floor under any kernel: what a click still weighs when all else has faded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,7 +58,7 @@ class Floor(Kernel):
                 "choose another one, since a floor under negative weights is none"
             )
         self.monotone, self.starts_at_one = self.kernel.monotone, self.kernel.starts_at_one
-        self.bounded, self.ranks = self.kernel.bounded, self.kernel.ranks
+        self.bounded, self.clicks_only = self.kernel.bounded, self.kernel.clicks_only
 
     @property
     def half_life(self) -> Tensor | None:
@@ -87,6 +87,11 @@ class Floor(Kernel):
 
     def log_prior(self) -> Tensor:
         return self.kernel.log_prior()
+
+    def update_prior(self, variance: Mapping[str, Tensor]) -> float:
+        return self.kernel.update_prior(
+            {n.removeprefix("kernel."): v for n, v in variance.items() if n.startswith("kernel.")}
+        )
 
     def half_lives(self) -> dict[str, float]:
         return self.kernel.half_lives()

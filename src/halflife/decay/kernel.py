@@ -1,7 +1,7 @@
 """The kernel contract: age in, log-weight out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -47,6 +47,9 @@ class Kernel(nn.Module):
 
     bounded = True
     """False for a kernel that may give a click of a history more weight than 1, in `of` alone."""
+
+    clicks_only = False
+    """True for a kernel that reads what only a click has, such as its kind: it cannot fade candidates."""
 
     ranks = False
     """True for a kernel that reads only the order of the ages in a row: its half-life is in ranks."""
@@ -97,6 +100,18 @@ class Kernel(nn.Module):
         log-likelihood, in which an impression counts as one observation.
         """
         return torch.zeros(())
+
+    def update_prior(self, variance: Mapping[str, Tensor]) -> float:
+        """Move what the prior learns from the data once the parameters are fitted.
+
+        Args:
+            variance: of each of the kernel's parameters at the fit, by its name: the diagonal of the inverse
+                of the Hessian of the loss that the prior is part of.
+
+        Returns:
+            How far, as a logarithm; 0 where there is nothing to learn. The fit is repeated until it is small.
+        """
+        return 0.0
 
     def half_lives(self) -> dict[str, float]:
         """The half-life of each group by its name, in the unit of the ages; empty where there is but one."""
