@@ -61,6 +61,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         )
     loss, decay = instantiate(cfg.loss), instantiate(cfg.decay)
     data.rows("test")  # the log is built and split before a model is loaded
+    decay.bind(data.store)
     encoder = instantiate(cfg.model)(store=data.store)
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     interest = instantiate(cfg.interest)(dim=encoder.dim)
@@ -73,6 +74,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         **instantiate(cfg.optimizer),
         seed=cfg.seed,
         unit=data.unit,
+        impressions=len(data.rows("train")),
     )
     if cfg.ckpt is not None:
         check_checkpoint(cfg.ckpt, module)

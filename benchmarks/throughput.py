@@ -319,6 +319,7 @@ class Bench:
             **instantiate(cfg.optimizer),
             seed=1,
             unit="days",
+            impressions=len(self.data.rows("train")),
         )
         settings = {"logger": False, "enable_checkpointing": False, "default_root_dir": self.folder}
         return module, partial(instantiate(cfg.trainer), **settings)

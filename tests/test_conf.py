@@ -71,17 +71,19 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
     cfg = composed(*overrides, f"cache_dir={data.cache_dir}")
     torch.manual_seed(0)
     encoder = instantiate(cfg.model)(store=data.store)
-    interest = instantiate(cfg.interest)(dim=encoder.dim)
+    decay, interest = instantiate(cfg.decay), instantiate(cfg.interest)(dim=encoder.dim)
+    decay.bind(data.store)
     settings: dict[str, Any] = instantiate(cfg.optimizer)
     module = Recommender(
         encoder,
-        instantiate(cfg.decay),
+        decay,
         interest,
         instantiate(cfg.loss),
         instantiate(cfg.metrics),
         **settings,
         seed=1,
         unit="days",
+        impressions=len(data.rows("train")),
     )
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     batch = next(iter(data.train_dataloader()))

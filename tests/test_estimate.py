@@ -61,6 +61,7 @@ def module_of(data: DataModule, decay: Kernel | None = None) -> Recommender:
         schedule_epochs=1,
         seed=1,
         unit="days",
+        impressions=len(data.rows("train")),
     )
 
 

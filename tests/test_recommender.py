@@ -13,6 +13,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
@@ -57,7 +58,8 @@ Make = Callable[..., Recommender]
 
 
 def kernel_of(name: str) -> Kernel:
-    return instantiate(OmegaConf.load(CONF / "decay" / f"{name}.yaml"))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose(f"decay/{name}").decay)
 
 
 def interest_of(kind: str, dim: int) -> Pool | Attention:
@@ -87,8 +89,9 @@ def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPa
                 lr=0.001,
                 cache_dir=str(cache),
             )
-        given = OPTIMIZER | {"seed": 7, "unit": "days", "loss": losses.bce} | changes
+        given = OPTIMIZER | {"seed": 7, "unit": "days", "impressions": 400, "loss": losses.bce} | changes
         kernel = decay or Exponential(half_life_days=2.0, learn=True)
+        kernel.bind(small_log.store)
         return Recommender(items, kernel, interest_of(interest, dim), metrics={"auc": metrics.AUC()}, **given)
 
     return make
@@ -180,8 +183,10 @@ def test_padded_columns_change_neither_scores_nor_loss_nor_gradients(
         history=pad(batch.history, (0, 3), value=1),
         history_mask=pad(batch.history_mask, (0, 3)),
         age=pad(batch.age, (0, 3), value=PAD_AGE),
+        kind=pad(batch.kind, (0, 3)),
         candidates=pad(batch.candidates, (0, 2), value=2),
         candidate_mask=pad(batch.candidate_mask, (0, 2)),
+        candidate_age=pad(batch.candidate_age, (0, 2)),
         label=pad(batch.label, (0, 2), value=1.0),
     )
     items = module.encoder(batch)
@@ -323,7 +328,9 @@ def refused(small_log: DataModule, interest: str, decay: str) -> str:
     model = instantiate(OmegaConf.load(CONF / "interest" / f"{interest}.yaml"))(dim=8)
     items = IdEmbedding(small_log.store, dim=8, lr=0.02)
     try:
-        Recommender(items, kernel_of(decay), model, losses.bce, {}, **OPTIMIZER, seed=7, unit="days")
+        Recommender(
+            items, kernel_of(decay), model, losses.bce, {}, **OPTIMIZER, seed=7, unit="days", impressions=1
+        )
     except InputError as error:
         return str(error)
     return ""
@@ -353,6 +360,24 @@ def test_a_loss_that_is_not_finite_ends_in_one_sentence(make: Make, small_log: D
     module = make("id", loss=lambda score, label, mask: score.sum() * math.nan)
     with pytest.raises(InputError, match=r"^train/loss must stay finite, got nan at step 0; lower model\.lr"):
         module.training_step(dataset_of(small_log, module)[some_rows(small_log)], 0)
+
+
+def test_the_prior_of_a_kernel_is_shared_out_over_the_impressions_of_an_epoch(
+    make: Make, small_log: DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Believer(Exponential):
+        def log_prior(self) -> Tensor:
+            return -3.0 * self.log_half_life
+
+    module = make("id", decay=Believer(half_life_days=2.0, learn=True), impressions=60)
+    module._trainer = SimpleNamespace(log_every_n_steps=2, global_step=1, loggers=[])  # type: ignore[assignment]
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(module, "log", lambda key, value, **_: logged.update({key: value}))
+    batch = dataset_of(small_log, module)[some_rows(small_log)]
+    loss = module.training_step(batch, 1)
+    data_loss = module.loss(module(batch), batch.label, batch.candidate_mask)
+    assert loss.item() == pytest.approx(data_loss.item() + 3.0 * math.log(2.0) / 60)
+    assert logged["train/loss"].item() == pytest.approx(data_loss.item())  # what val/loss compares with
 
 
 def test_a_kernel_of_ranks_names_its_unit(make: Make) -> None:

@@ -39,27 +39,38 @@ class Batch:
         item: (U,) int64, catalogue indices, ascending.
         tokens: (T,) int64, token ids of the distinct items on end, or None where nobody reads text.
         token_length: (U,) int64, tokens of each distinct item, or None.
+        category: (U,) int64, code of each distinct item's category; its name is in the Store.
         history: (B, H) int64, places in `item`, oldest first, padded behind.
         history_mask: (B, H) bool, True where real.
         age: (B, H) float32, days between click and prediction (ranks under `data.age=rank`: 0 is the newest).
+        kind: (B, H) int64, code of each click's kind; its name is in the Store; 0 where padded.
         candidates: (B, C) int64, places in `item`.
         candidate_mask: (B, C) bool.
+        candidate_age: (B, C) float32, days since the item appeared (`Store.item_born`), also under
+            `data.age=rank`, since an impression has a time; 0 for an item that appears later, and where
+            padded. Where negatives were drawn, a positive that nobody clicked before is of age 0 and no
+            negative is.
         label: (B, C) float32, 1 clicked.
         impression: (B,) int64, row of the Store.
         user: (B,) int64, user index.
+        past_clicks: (B,) int64, the user's clicks before the impression, those behind `max_history` too.
     """
 
     item: Tensor
     tokens: Tensor | None
     token_length: Tensor | None
+    category: Tensor
     history: Tensor
     history_mask: Tensor
     age: Tensor
+    kind: Tensor
     candidates: Tensor
     candidate_mask: Tensor
+    candidate_age: Tensor
     label: Tensor
     impression: Tensor
     user: Tensor
+    past_clicks: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -118,23 +129,29 @@ class Impressions(Dataset[Batch]):
     def __init__(self, store: Store, max_history: int, age: str, tokens: tuple[Array, Array] | None) -> None:
         self.store, self.max_history, self.age, self.tokens = store, max_history, age, tokens
 
+    def past_clicks(self, rows: Array) -> Array:
+        """Clicks before the impression of each row."""
+        return np.asarray(
+            self.store.history_end[rows] - self.store.user_start[self.store.impression_user[rows]]
+        )
+
     def lengths(self, rows: Array) -> Array:
         """Clicks in the history of each row, after the cut to `max_history`."""
-        end = self.store.history_end[rows]
-        return np.minimum(end - self.store.user_start[self.store.impression_user[rows]], self.max_history)
+        return np.minimum(self.past_clicks(rows), self.max_history)
 
     def __getitem__(self, rows: Array) -> Batch:
         """The Batch of these rows; no Python loop over impressions."""
         store = self.store
         rows = np.asarray(rows)
-        end, length = store.history_end[rows], self.lengths(rows)
+        end, past = store.history_end[rows], self.past_clicks(rows)
+        now, length = store.impression_time[rows][:, None], np.minimum(past, self.max_history)
         index, mask = ranges(end - length, length)
         # a reader without any click points at place 0, behind a mask
         index = np.clip(index, 0, len(store.event_item) - 1)
         history = store.event_item[index]
         if self.age != "rank":
             # int64 first: float32 cannot hold seconds since 1970
-            age = (store.impression_time[rows][:, None] - store.event_time[index]) / np.float32(DAY_S)
+            age = (now - store.event_time[index]) / np.float32(DAY_S)
             if self.age == "shuffled":
                 age = np.take_along_axis(age, shuffled(rows, mask), 1)
         else:
@@ -142,6 +159,7 @@ class Impressions(Dataset[Batch]):
         first = store.candidate_start[rows]
         shown, shown_mask = ranges(first, store.candidate_start[rows + 1] - first)
         candidates = store.candidate_item[shown]
+        candidate_age = np.maximum(now - store.item_born[candidates], 0) / np.float32(DAY_S)
 
         item, place = np.unique(np.concatenate([history[mask], candidates[shown_mask]]), return_inverse=True)
         history_place, candidate_place = np.zeros(mask.shape, np.int64), np.zeros(shown_mask.shape, np.int64)
@@ -152,14 +170,18 @@ class Impressions(Dataset[Batch]):
             item=torch.from_numpy(item.astype(np.int64)),
             tokens=tokens,
             token_length=token_length,
+            category=torch.from_numpy(store.item_category[item].astype(np.int64)),
             history=torch.from_numpy(history_place),
             history_mask=torch.from_numpy(mask),
             age=torch.from_numpy(np.where(mask, age, PAD_AGE).astype(np.float32)),
+            kind=torch.from_numpy(np.where(mask, store.event_kind[index], 0).astype(np.int64)),
             candidates=torch.from_numpy(candidate_place),
             candidate_mask=torch.from_numpy(shown_mask),
+            candidate_age=torch.from_numpy(np.where(shown_mask, candidate_age, 0).astype(np.float32)),
             label=torch.from_numpy(np.where(shown_mask, store.candidate_label[shown], 0).astype(np.float32)),
             impression=torch.from_numpy(rows.astype(np.int64)),
             user=torch.from_numpy(store.impression_user[rows].astype(np.int64)),
+            past_clicks=torch.from_numpy(past),
         )
 
     def _tokens(self, item: Array) -> tuple[Tensor | None, Tensor | None]:

@@ -28,19 +28,11 @@ Array = NDArray[Any]
 
 NODES = 9  # of the quadrature over users
 LARGEST = 64  # numbers of one parameter; what is larger (one number a user) stays as training left it
+PRIOR_STEPS, PRIOR_STILL = 20, 0.02  # of an estimated prior, and the move of its logarithm that ends them
 STEPS = 40  # of one minimisation; a dozen is usual, and a half-life that runs away to infinity stops here
 ENOUGH = 1e-4  # nats that a step is expected to gain, below which the minimum is reached
 START_IMPRESSIONS = 4_000  # on which several starts are compared
-PER_IMPRESSION = (
-    "history",
-    "history_mask",
-    "age",
-    "candidates",
-    "candidate_mask",
-    "label",
-    "impression",
-    "user",
-)
+PER_ITEM = ("item", "tokens", "token_length", "category")  # fields of a Batch that say nothing of impressions
 NO_DECAY = 1e9  # days: a half-life at which nothing has faded in any log
 
 
@@ -109,6 +101,11 @@ class Likelihood:
         other = copy.copy(self)
         other._take(decay, self._scores.interest)
         return other
+
+    @property
+    def decay(self) -> Kernel:
+        """The kernel; its prior as the fit left it."""
+        return self._scores.decay
 
     def _take(self, decay: Kernel, interest: Interest) -> None:
         """Find what is free."""
@@ -332,7 +329,26 @@ class Likelihood:
                 if rough.value < lowest.value - ENOUGH:
                     lowest = thin.minimise(rough.theta)
             theta = lowest.theta
-        return self.minimise(theta)
+        found = self.minimise(theta)
+        for _ in range(PRIOR_STEPS):
+            if self._update_prior(found.theta) < PRIOR_STILL:
+                break
+            found = self.minimise(found.theta)
+        return found
+
+    def _update_prior(self, theta: Tensor) -> float:
+        """Let the kernel's prior learn from how uncertain its parameters are; how far it moved."""
+        decay = self._scores.decay
+        shapes = {n: s for n, s in self._shapes.items() if n.startswith("decay.")}
+        if not any(s.numel() > 1 for s in shapes.values()):
+            return 0.0
+        with torch.no_grad():
+            named = dict(self._scores.named_parameters())
+            for name, value in self.values(theta).items():
+                named[name].copy_(value)
+        variance = torch.linalg.pinv(self.curvature(theta)[2]).diagonal()
+        by_name = self.values(variance)
+        return abs(decay.update_prior({n.removeprefix("decay."): by_name[n].float() for n in shapes}))
 
     def without_decay(self, theta: Tensor) -> Point | None:
         """The minimum where nothing fades, or None where the kernel's half-life is not free."""
@@ -344,7 +360,7 @@ class Likelihood:
 def _every(part: _Part, every: int) -> _Part:
     """Every so many impressions of a part."""
     batch = part.batch
-    kept = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name in PER_IMPRESSION}
+    kept = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in PER_ITEM}
     thin = replace(batch, **{n: v[::every] for n, v in kept.items()})
     return _Part(thin, part.history[::every], part.candidates[::every])
 

@@ -45,8 +45,8 @@ def score_vectors(
 ) -> Tensor:
     """Scores (B, C) of a batch, the vectors of its clicks (B, H, dim) and candidates (B, C, dim) given."""
     if decay.signed:
-        history = history * decay.sign(batch.age).unsqueeze(-1)
-    return interest(history, decay(batch.age), batch.history_mask, candidates, batch.age)
+        history = history * decay.sign_of(batch).unsqueeze(-1)
+    return interest(history, decay.of(batch), batch.history_mask, candidates, batch.age)
 
 
 class Recommender(pl.LightningModule):
@@ -67,6 +67,7 @@ class Recommender(pl.LightningModule):
         schedule_epochs: the epoch at which `linear` and `cosine` reach 0.
         seed: of dropout, with the step: a resumed run draws what it would have drawn.
         unit: `days` or `rank`, for names.
+        impressions: of the training split, over which the kernel's prior is shared out.
 
     Raises:
         InputError: for a setting out of range, or a kernel that the interest model cannot use.
@@ -87,6 +88,7 @@ class Recommender(pl.LightningModule):
         schedule_epochs: int,
         seed: int,
         unit: str,
+        impressions: int,
     ) -> None:
         super().__init__()
         self.encoder, self.decay, self.interest, self.loss = encoder, decay, interest, loss
@@ -96,7 +98,7 @@ class Recommender(pl.LightningModule):
         self.warmup_steps = int(number("optimizer.warmup_steps", warmup_steps, "steps", at_least=0))
         self.schedule = choice("optimizer.schedule", schedule, ["constant", "linear", "cosine"])
         self.schedule_epochs = int(number("optimizer.schedule_epochs", schedule_epochs, "epochs", at_least=1))
-        self.seed = seed
+        self.seed, self.impressions = seed, impressions
         self.unit = "rank" if decay.ranks else unit
         name = type(interest).__module__.rpartition(".")[2]
         if decay.signed and not interest.signed:
@@ -149,7 +151,7 @@ class Recommender(pl.LightningModule):
                 prog_bar=True,
                 batch_size=len(batch),
             )
-        return loss
+        return loss - self.decay.log_prior() / self.impressions
 
     def on_validation_epoch_start(self) -> None:
         self._vectors = self.encoder.catalogue()  # evaluation encodes the catalogue once

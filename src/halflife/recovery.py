@@ -149,6 +149,7 @@ def trained(cfg: DictConfig) -> tuple[Any, Any]:
         **instantiate(cfg.optimizer),
         seed=cfg.seed,
         unit=data.unit,
+        impressions=len(data.rows("train")),
     )
     if not oracle:
         trainer = instantiate(cfg.trainer)(
