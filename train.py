@@ -42,7 +42,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
 
     from halflife import summary, tracking
     from halflife.estimate import estimate, refit
-    from halflife.recommender import Recommender, check_checkpoint
+    from halflife.recommender import build, check_checkpoint
 
     tracking.quiet()
     for key in map(str, cfg):
@@ -59,23 +59,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         raise InputError(
             f"objective must be a metric of the run, got {cfg.objective}; {near(cfg.objective, known)}"
         )
-    loss, decay = instantiate(cfg.loss), instantiate(cfg.decay)
-    data.rows("test")  # the log is built and split before a model is loaded
-    decay.bind(data.store)
-    encoder = instantiate(cfg.model)(store=data.store)
-    data.tokens = encoder.tokens if encoder.reads_tokens else None
-    interest = instantiate(cfg.interest)(dim=encoder.dim)
-    module = Recommender(
-        encoder,
-        decay,
-        interest,
-        loss,
-        instantiate(cfg.metrics),
-        **instantiate(cfg.optimizer),
-        seed=cfg.seed,
-        unit=data.unit,
-        impressions=len(data.rows("train")),
-    )
+    module = build(cfg, data)
     if cfg.ckpt is not None:
         check_checkpoint(cfg.ckpt, module)
     callbacks = instantiate(cfg.callbacks)

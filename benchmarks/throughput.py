@@ -125,7 +125,7 @@ class PaddedLoop:
         self.module = copy.deepcopy(module)
         self.encoder: Any = self.module.encoder
         self.frozen = backbone is not None
-        self.backbone = backbone if self.frozen else self.encoder.backbone
+        self.backbone: Any = backbone if self.frozen else self.encoder.backbone
         self.optimizer = self.module.configure_optimizers()["optimizer"]
 
     def losses(self, rows: Array) -> Iterator[Tensor]:

@@ -29,6 +29,7 @@ ORDER = [
     "summary",
     "multirun",
     "cli",
+    "profile",
     "recovery",
 ]
 

@@ -37,7 +37,7 @@ def guarded(task: Task) -> Callable[[Any], Any]:
             if sentence is None:
                 raise
             _tidy(run_dir)
-            _stop(sentence)
+            stop(sentence)
 
     return run
 
@@ -71,7 +71,7 @@ def run_app(main: Callable[[], Any], task: Task, config: Path) -> None:
         if sentence is None:
             raise
         _drop_empty_sweep(error)
-        _stop(sentence)
+        stop(sentence)
 
 
 def _drop_empty_sweep(error: BaseException) -> None:
@@ -84,7 +84,7 @@ def _drop_empty_sweep(error: BaseException) -> None:
         trace = trace.tb_next
 
 
-def _stop(sentence: str) -> None:
+def stop(sentence: str) -> None:
     """Print the sentence and leave with exit code 2."""
     sys.stdout.flush()
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)

@@ -316,6 +316,20 @@ class Likelihood:
         thin.user = torch.cat([part.batch.user for part in thin._parts])
         return thin
 
+    def shuffled(self, seed: int) -> "Likelihood":
+        """The same impressions, their ages dealt out anew among the clicks of each history."""
+        other = copy.copy(self)
+        generator = torch.Generator().manual_seed(seed)
+        other._parts = []
+        for part in self._parts:
+            mask = part.batch.history_mask
+            key = torch.rand(mask.shape, generator=generator).masked_fill(
+                ~mask, 2.0
+            )  # padded ones stay behind
+            age = part.batch.age.gather(1, key.argsort(1))
+            other._parts.append(replace(part, batch=replace(part.batch, age=age)))
+        return other
+
     def best(self) -> Point:
         """The lowest minimum found from the module's own values and from several half-lives."""
         theta = self.start

@@ -7,17 +7,20 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from numpy.typing import NDArray
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
-from halflife.batches import Batch
+from halflife.batches import Batch, DataModule
 from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
+from halflife.encoders.topics import Topics
 from halflife.errors import InputError, choice, number
 from halflife.interest.compose import Interest
 
@@ -75,7 +78,7 @@ class Recommender(pl.LightningModule):
 
     def __init__(
         self,
-        encoder: TextEncoder | IdEmbedding,
+        encoder: TextEncoder | IdEmbedding | Topics,
         decay: Kernel,
         interest: Interest,
         loss: Loss,
@@ -251,6 +254,31 @@ class Recommender(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         have = self.state_dict()
         checkpoint["state_dict"] = {**have, **checkpoint["state_dict"]}
+
+
+def build(cfg: DictConfig, data: DataModule) -> Recommender:
+    """The module that a configuration names, over a log.
+
+    Args:
+        cfg: with the groups data, model, decay, interest, loss, metrics and optimizer, and the seed.
+        data: of the group data; told which tokens the encoder reads.
+    """
+    loss, decay = instantiate(cfg.loss), instantiate(cfg.decay)
+    impressions = len(data.rows("train"))  # the log is built and split before a model is loaded
+    decay.bind(data.store)
+    encoder = instantiate(cfg.model)(store=data.store)
+    data.tokens = encoder.tokens if encoder.reads_tokens else None
+    return Recommender(
+        encoder,
+        decay,
+        instantiate(cfg.interest)(dim=encoder.dim),
+        loss,
+        instantiate(cfg.metrics),
+        **instantiate(cfg.optimizer),
+        seed=cfg.seed,
+        unit=data.unit,
+        impressions=impressions,
+    )
 
 
 def check_checkpoint(path: str, module: Recommender) -> None:

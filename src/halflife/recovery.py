@@ -55,8 +55,8 @@ def settings_of(cfg: DictConfig, seed: int, cache_dir: str) -> DictConfig:
     if cfg.control == "shuffled":
         changes["data"]["age"] = "shuffled"
     merged = OmegaConf.merge(cfg, changes)
-    assert isinstance(merged, DictConfig)
-    return merged
+    merged.decay = kernel_config(cfg.kernel)
+    return DictConfig(merged)
 
 
 def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -109,8 +109,7 @@ def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def kernel_config(name: str) -> DictConfig:
     """A kernel with the shape that the newsroom plants, and a half-life to learn."""
-    cfg = OmegaConf.load(CONFIG_DIR / "decay" / f"{name}.yaml")
-    assert isinstance(cfg, DictConfig)
+    cfg = DictConfig(OmegaConf.load(CONFIG_DIR / "decay" / f"{name}.yaml"))
     for key in ("learn_shape", "learn_alpha"):
         if key in cfg:
             cfg[key] = False
@@ -126,53 +125,19 @@ def trained(cfg: DictConfig) -> tuple[Any, Any]:
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
-    from halflife.recommender import Recommender
+    from halflife.recommender import build
     from halflife.tracking import quiet
 
     quiet()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
-    oracle = cfg.vectors == "oracle"
-    encoder = topics(data.store) if oracle else instantiate(cfg.model)(store=data.store)
-    data.tokens = encoder.tokens if encoder.reads_tokens else None
-    if (cfg.vectors == "tuned") is not encoder.reads_tokens:
-        raise InputError(
-            f"vectors must be tuned for a model that trains and frozen for one that does not, "
-            f"got {cfg.vectors}; add model=bert_lora or model=bert_frozen"
-        )
-    module = Recommender(
-        encoder,
-        instantiate(kernel_config(cfg.kernel)),
-        instantiate(cfg.interest)(dim=encoder.dim),
-        instantiate(cfg.loss),
-        {},
-        **instantiate(cfg.optimizer),
-        seed=cfg.seed,
-        unit=data.unit,
-        impressions=len(data.rows("train")),
-    )
-    if not oracle:
+    module = build(cfg, data)
+    if cfg.vectors != "oracle":
         trainer = instantiate(cfg.trainer)(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0
         )
         trainer.fit(module, train_dataloaders=data.train_dataloader())
     return module.eval(), data
-
-
-def topics(store: Any) -> Any:
-    """An encoder whose vectors are the topics, one-hot: what a click of the newsroom depends on."""
-    import torch
-
-    names = sorted(set(store.items["category"]))
-    table = torch.eye(len(names))[torch.tensor([names.index(c) for c in store.items["category"]])]
-
-    class Topics(torch.nn.Module):
-        reads_tokens, tokens, frozen_parameters, lr, dim = False, None, 0, 0.0, len(names)
-
-        def catalogue(self) -> torch.Tensor:
-            return table
-
-    return Topics()
 
 
 def summarise(rows: list[dict[str, Any]], cfg: DictConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from halflife.decay.kernel import Kernel
 from halflife.decay.power import Power
 from halflife.decay.rank_exponential import RankExponential
 from halflife.errors import InputError
-from halflife.interest import Pool
+from halflife.interest.pool import Pool
 from halflife.recommender import score
 
 CONF = Path(__file__).parents[2] / "conf"
