@@ -41,6 +41,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     from hydra.utils import instantiate
 
     from halflife import summary, tracking
+    from halflife.decay.configured import kernels
     from halflife.estimate import estimate, refit
     from halflife.recommender import Recommender, check_checkpoint
 
@@ -59,9 +60,10 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         raise InputError(
             f"objective must be a metric of the run, got {cfg.objective}; {near(cfg.objective, known)}"
         )
-    loss, decay = instantiate(cfg.loss), instantiate(cfg.decay)
+    loss, (decay, candidate_decay) = instantiate(cfg.loss), kernels(cfg.decay)
     data.rows("test")  # the log is built and split before a model is loaded
-    decay.bind(data.store)
+    for kernel in (decay, candidate_decay):
+        kernel.bind(data.store)
     encoder = instantiate(cfg.model)(store=data.store)
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     interest = instantiate(cfg.interest)(dim=encoder.dim)
@@ -75,6 +77,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         seed=cfg.seed,
         unit=data.unit,
         impressions=len(data.rows("train")),
+        candidate_decay=candidate_decay,
     )
     if cfg.ckpt is not None:
         check_checkpoint(cfg.ckpt, module)
