@@ -38,6 +38,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from halflife import pretrained, tracking
 from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
+from halflife.decay.configured import kernels
 from halflife.encoders import text
 from halflife.errors import InputError
 from halflife.progress import bar
@@ -312,7 +313,7 @@ class Bench:
         self.data.tokens = encoder.tokens if encoder.reads_tokens else None
         module = Recommender(
             encoder,
-            instantiate(cfg.decay),
+            kernels(cfg.decay)[0],
             instantiate(cfg.interest)(dim=encoder.dim),
             instantiate(cfg.loss),
             instantiate(cfg.metrics),

@@ -13,6 +13,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from halflife.batches import DataModule
+from halflife.decay.configured import kernels
+from halflife.errors import InputError
 from halflife.recommender import Recommender
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,16 @@ def test_every_decay_runs_a_training_step(decay: str, make_log: Callable[..., Da
     step_runs(make_log, f"decay={decay}", "model=id_embedding")
 
 
+@pytest.mark.parametrize("decay", [c.split("/")[1] for c in CHOICES if c.startswith("decay/")])
+def test_every_decay_fades_candidates_or_is_refused(decay: str, make_log: Callable[..., DataModule]) -> None:
+    words = (f"decay@decay.candidate={decay}", "decay=power", "model=id_embedding")
+    if decay in ("fourier", "rank_exponential", "by_kind"):
+        with pytest.raises(InputError, match=r"^decay\.candidate must be a kernel of the age alone \(days\)"):
+            step_runs(make_log, *words)
+    else:
+        step_runs(make_log, *words)
+
+
 @pytest.mark.parametrize("interest", [c.split("/")[1] for c in CHOICES if c.startswith("interest/")])
 @pytest.mark.parametrize("loss", [c.split("/")[1] for c in CHOICES if c.startswith("loss/")])
 def test_every_interest_and_loss_runs_a_training_step(
@@ -71,8 +83,9 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
     cfg = composed(*overrides, f"cache_dir={data.cache_dir}")
     torch.manual_seed(0)
     encoder = instantiate(cfg.model)(store=data.store)
-    decay, interest = instantiate(cfg.decay), instantiate(cfg.interest)(dim=encoder.dim)
-    decay.bind(data.store)
+    (decay, candidate_decay), interest = kernels(cfg.decay), instantiate(cfg.interest)(dim=encoder.dim)
+    for kernel in (decay, candidate_decay):
+        kernel.bind(data.store)
     settings: dict[str, Any] = instantiate(cfg.optimizer)
     module = Recommender(
         encoder,
@@ -84,6 +97,7 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
         seed=1,
         unit="days",
         impressions=len(data.rows("train")),
+        candidate_decay=candidate_decay,
     )
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     batch = next(iter(data.train_dataloader()))

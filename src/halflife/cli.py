@@ -192,7 +192,7 @@ def _unknown_key(error: Any, config: Path) -> str:
     if found is None:
         return f"the configuration must compose, got: {_first_line(error)}; correct the override"
     key = found.group(1).lstrip("+~")
-    choices = (a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w\[\] ]+", a))
+    choices = (a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+(@[\w.]+)?=[\w\[\] ]+", a))
     given = [a for a in choices if not a.startswith(key + "=")]
     GlobalHydra.instance().clear()
     try:

@@ -63,15 +63,16 @@ class Spread(Point):
 class _Scores(nn.Module):
     """Scores as a function of the decay and interest parameters alone."""
 
-    def __init__(self, decay: Kernel, interest: Interest) -> None:
+    def __init__(self, decay: Kernel, interest: Interest, candidate_decay: Kernel | None) -> None:
         super().__init__()
-        self.decay, self.interest = decay, interest
+        self.decay, self.interest, self.candidate_decay = decay, interest, candidate_decay
 
     def forward(self, part: _Part | None) -> Tensor:
         """Scores of a part; the log prior of the decay parameters without one."""
         if part is None:
             return self.decay.log_prior()
-        return score_vectors(self.decay, self.interest, part.batch, part.history, part.candidates)
+        batch, history, candidates = part.batch, part.history, part.candidates
+        return score_vectors(self.decay, self.interest, batch, history, candidates, self.candidate_decay)
 
 
 class Likelihood:
@@ -91,7 +92,7 @@ class Likelihood:
 
     def __init__(self, module: Recommender, batches: Iterable[Batch], vectors: Tensor) -> None:
         self._loss = module.loss
-        self._take(module.decay, module.interest)
+        self._take(_Scores(module.decay, module.interest, module.candidate_decay))
         vectors = vectors.detach().cpu()
         self._parts = [_part(b.to("cpu"), vectors, module.interest.bilinear) for b in batches]
         self.user = torch.cat([p.batch.user for p in self._parts])
@@ -99,7 +100,7 @@ class Likelihood:
     def with_decay(self, decay: Kernel) -> "Likelihood":
         """The same impressions under another kernel, everything else where θ starts."""
         other = copy.copy(self)
-        other._take(decay, self._scores.interest)
+        other._take(_Scores(decay, self._scores.interest, self._scores.candidate_decay))
         return other
 
     @property
@@ -107,18 +108,20 @@ class Likelihood:
         """The kernel; its prior as the fit left it."""
         return self._scores.decay
 
-    def _take(self, decay: Kernel, interest: Interest) -> None:
-        """Find what is free."""
-        self._scores = _Scores(copy.deepcopy(decay), copy.deepcopy(interest)).cpu().float().eval()
+    def _take(self, scores: _Scores) -> None:
+        """Find what is free in a copy."""
+        self._scores = copy.deepcopy(scores).cpu().float().eval()
         free = {
             n: p
             for n, p in self._scores.named_parameters()
-            if p.requires_grad and p.numel() <= LARGEST and (n.startswith("decay.") or p.ndim == 0)
+            if p.requires_grad and p.numel() <= LARGEST and ("decay." in n or p.ndim == 0)
         }
         self._fixed = {n: p.detach() for n, p in self._scores.named_parameters()}
         self._shapes = {n: p.shape for n, p in free.items()}
         self.names = [n for n, p in free.items() for _ in range(p.numel())]
-        self.half_life = next((n for n in self.names if n.endswith(".log_half_life")), None)
+        self.half_life = next(
+            (n for n in self.names if n.startswith("decay.") and n.endswith(".log_half_life")), None
+        )
         flat = [p.detach().reshape(-1) for p in free.values()]
         self.start = torch.cat(flat).double() if flat else torch.zeros(0, dtype=torch.float64)
 

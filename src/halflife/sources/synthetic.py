@@ -4,11 +4,12 @@ Readers arrive in bursts and drift between topics. Some of their reading is thei
 the rest comes from impressions, whose candidates they click with a probability that depends on nothing but
 their past clicks, faded by the planted kernel:
 
-    share_c = Σ_i w(age_i) · [topic_i = topic_c] / (Σ_i w(age_i) + 1)        P(click c) = σ(bias + strength ·
-    share_c)
+    share_c = Σ_i w(age_i) · [topic_i = topic_c] / (Σ_i w(age_i) + 1)
+    P(click c) = σ(bias + strength · share_c − ln 2 · age of c / news_half_life)
 
-The 1 in the denominator is the sink: it lets interest fade with absence (DESIGN §5). Since the probability is
-known, so is the best AUC that any model can reach on these impressions.
+The last term is there only where news are planted to die, too. The 1 in the denominator is the sink: it lets
+interest fade with absence (DESIGN §5). Since the probability is known, so is the best AUC that any model can
+reach on these impressions.
 """
 
 from pathlib import Path
@@ -43,6 +44,7 @@ def read(
     bias: float,
     drift_days: float,
     seed: int,
+    news_half_life_days: float | None = None,
 ) -> Tables:
     """Simulate the newsroom.
 
@@ -60,6 +62,8 @@ def read(
         bias: logit of a click without any matching past.
         drift_days: mean time until a reader turns to other topics.
         seed: the same seed gives the same log, byte for byte.
+        news_half_life_days: time in which an article's age halves the odds of a click on it; None leaves
+            articles as fresh as on their first day.
 
     Raises:
         InputError: for a setting out of range.
@@ -78,6 +82,8 @@ def read(
     number("data.source.bias", bias, "logit")
     number("data.source.drift_days", drift_days, "days", above=0)
     number("data.source.seed", seed, "integer", at_least=0)
+    if news_half_life_days is not None:
+        number("data.source.news_half_life_days", news_half_life_days, "days", above=0)
     rng = np.random.default_rng(seed)
 
     catalogue = _articles(rng, items, days)
@@ -119,7 +125,11 @@ def read(
         share = np.einsum("uh,uch->uc", weight, match)
         if composition != "sum":
             share /= np.maximum(weight.sum(1) + (composition == "sink"), 1e-300)[:, None]
-        probability = 1.0 / (1.0 + np.exp(-(bias + strength * share)))
+        logit = bias + strength * share
+        if news_half_life_days is not None:
+            article_days = (times[asked, step][:, None] - catalogue["published"][item]) / DAY_S
+            logit -= np.log(2.0) * article_days / news_half_life_days
+        probability = 1.0 / (1.0 + np.exp(-logit))
         label = rng.random(probability.shape) < probability
         shown.append((asked, times[asked, step], item, label.astype(np.int8), probability))
         for c in range(candidates):
@@ -138,7 +148,10 @@ def read(
         "composition": composition,
         "strength": strength,
     }
-    return _tables(catalogue, events, shown, candidates, planted if kernel != "none" else {"kernel": "none"})
+    planted = planted if kernel != "none" else {"kernel": "none"}
+    if news_half_life_days is not None:
+        planted["news_half_life_days"] = news_half_life_days
+    return _tables(catalogue, events, shown, candidates, planted)
 
 
 def log_weight(kernel: str, age_days: Array, half_life_days: Array | float) -> Array:
