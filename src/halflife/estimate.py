@@ -96,7 +96,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         fit: what `refit` returned.
 
     Returns:
-        What `decay.json` holds; `half_life_*` is null where a kernel has none.
+        What `decay.json` holds; `half_life_*` is null where a kernel has none or the data cannot tell it.
 
     Source: Huber, The Behavior of Maximum Likelihood Estimates under Nonstandard Conditions (1967); clusters:
     Liang & Zeger (Biometrika 1986), section 3.
@@ -113,6 +113,10 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         "identified": False,
         "parameters": {n: p.detach().tolist() for n, p in module.decay.named_parameters()},
     }
+    if groups := module.decay.half_lives():
+        out["half_lives"] = groups
+    if module.candidate_decay is not None and module.candidate_decay.half_life is not None:
+        out["candidate_half_life_days"] = float(module.candidate_decay.half_life.detach())
     if value is None:
         return {**out, "how": "the kernel has no half-life"}
     if fit is None or not any(p.requires_grad for p in module.decay.parameters()):
@@ -120,7 +124,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     out["log_likelihood_over_no_decay"] = fit.gain
     sd, why = sd_log_half_life(module.decay, fit)
     if sd is None:
-        return {**out, "how": f"not identified: {why}"}
+        return {**out, f"half_life_{module.unit}": None, "how": f"not identified: {why}"}
     how = (
         f"gradient descent, then the minimum of −log L; {LEVEL:.0%} Wald interval of the logarithm, sandwich "
         "variance clustered by user over decay, scale, bias and sink, item vectors held fixed"

@@ -216,6 +216,7 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
         )
     fit = fit_likelihood(likelihood)
     put(module, fit)
+    half_life = module.decay.half_life
     stated = estimate(module, fit)
     curve = profile(fit, points)
     drawn = bootstrap(fit, times, seed)
@@ -224,7 +225,7 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
     found: dict[str, Any] = {
         "kernel": stated["kernel"],
         "unit": module.unit,
-        "half_life": stated[f"half_life_{module.unit}"],
+        "half_life": None if half_life is None else float(half_life.detach()),
         "identified": stated["identified"] and curve.high is not None,
         "how": stated["how"],
         "profile": {"half_life": curve.half_life, "drop": curve.drop},
