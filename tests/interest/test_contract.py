@@ -99,7 +99,7 @@ def test_padded_places_change_neither_scores_nor_gradients(pair: Pair, garbage: 
     before = interest(history, log_weight, mask, candidates, age)
     after = interest(
         pad(history.masked_fill(~mask.unsqueeze(-1), garbage), (0, 0, 0, 4), value=garbage),
-        pad(log_weight.masked_fill(~mask, -garbage), (0, 4), value=-garbage),
+        pad(log_weight.masked_fill(~mask, garbage), (0, 4), value=-garbage),
         pad(mask, (0, 4)),
         pad(candidates, (0, 0, 0, 2), value=1.0),
         pad(age.masked_fill(~mask, garbage), (0, 4), value=torch.inf),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halflife.decay.exponential import Exponential
 from halflife.errors import InputError
@@ -15,7 +15,9 @@ MINUTE = 1 / 1_440
 
 
 def pool_of(composition: str, scale: float = 3.0, sink: float = 1.0) -> Pool:
-    return Pool(2, composition, scale, sink)
+    pool = Pool(2, composition, scale, sink)
+    nn.init.zeros_(pool.bias)
+    return pool
 
 
 def one_history(*clicks: Tensor, log_weight: Tensor | list[float]) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,9 +16,16 @@ HISTORY = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]])
 AGE = torch.tensor([[9.0, 4.0, 3.0]])
 
 
+def recurrent_of(dim: int = 2, scale: float = 3.0) -> Recurrent:
+    torch.manual_seed(0)
+    interest = Recurrent(dim, "scale", scale)
+    nn.init.zeros_(interest.bias)
+    return interest
+
+
 def adder(small: float = 1e-3) -> Recurrent:
     """A GRU that only adds up: its gate keeps all but a trace, its inputs are short, and u ≈ Σ w_i v_i."""
-    interest = Recurrent(2, "scale", scale=1 / small**2)
+    interest = recurrent_of(scale=1 / small**2)
     with torch.no_grad():
         interest.inputs.weight.zero_()
         interest.inputs.weight[4:] = small * torch.eye(2)
@@ -43,8 +50,7 @@ def test_a_unit_that_adds_up_weighs_each_click_by_its_own_age_whatever_the_kerne
 
 
 def test_a_step_is_that_of_a_gru() -> None:
-    torch.manual_seed(0)
-    interest, reference = Recurrent(4, "scale", scale=1.0), nn.GRU(4, 4, batch_first=True)
+    interest, reference = recurrent_of(4, scale=1.0), nn.GRU(4, 4, batch_first=True)
     with torch.no_grad():
         reference.weight_ih_l0.copy_(interest.inputs.weight.copy_(torch.randn(12, 4)))
         reference.bias_ih_l0.copy_(interest.inputs.bias.copy_(torch.randn(12)))
@@ -58,8 +64,7 @@ def test_a_step_is_that_of_a_gru() -> None:
 
 
 def test_the_state_fades_by_the_gap_between_clicks_and_behind_the_newest() -> None:
-    torch.manual_seed(0)
-    interest = Recurrent(2, "scale", scale=3.0)
+    interest = recurrent_of()
     kernel = Exponential(half_life_days=1.0, learn=False)
 
     def score(*age: float) -> Tensor:
@@ -75,8 +80,7 @@ def test_the_state_fades_by_the_gap_between_clicks_and_behind_the_newest() -> No
 
 
 def test_an_older_click_that_weighs_more_is_carried_whole() -> None:
-    torch.manual_seed(0)
-    interest = Recurrent(2, "scale", scale=3.0)
+    interest = recurrent_of()
     rising = torch.tensor([[-1.0, -90_000.0, 0.0]])  # e^(89 999) is no number
     even = torch.tensor([[-90_000.0, -90_000.0, 0.0]])
     scores = [interest(HISTORY, w, MASK, torch.eye(2)[None], AGE) for w in (rising, even)]
@@ -84,8 +88,7 @@ def test_an_older_click_that_weighs_more_is_carried_whole() -> None:
 
 
 def test_order_matters() -> None:
-    torch.manual_seed(0)
-    interest = Recurrent(2, "scale", scale=3.0)
+    interest = recurrent_of()
     forth, back = (
         interest(h, torch.zeros(1, 3), MASK, torch.eye(2)[None], AGE) for h in (HISTORY, HISTORY.flip(1))
     )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halflife.interest.relative_bias import RelativeBias
 
@@ -18,15 +18,18 @@ def silu(x: float) -> float:
 
 
 def interest_of(positions: int = 8) -> RelativeBias:
-    """Edges at 1, 2, 4 and 8 days."""
-    return RelativeBias(2, scale=3.0, buckets=5, first_days=1.0, last_days=8.0, positions=positions)
+    """Edges at 1, 2, 4 and 8 days; no biases yet."""
+    interest = RelativeBias(2, scale=3.0, buckets=5, first_days=1.0, last_days=8.0, positions=positions)
+    nn.init.zeros_(interest.bias)
+    nn.init.zeros_(interest.time)
+    return interest
 
 
 def score(interest: RelativeBias, *age: float) -> Tensor:
     return interest(HISTORY, torch.zeros(1, 2), MASK, torch.eye(2)[None], torch.tensor([age]))[0]
 
 
-def test_it_starts_as_pointwise_attention() -> None:
+def test_without_biases_it_is_pointwise_attention() -> None:
     assert score(interest_of(), 9.0, 0.0).tolist() == pytest.approx([3 * silu(1.0)] * 2, rel=1e-5)
 
 

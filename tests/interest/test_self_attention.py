@@ -18,6 +18,7 @@ def plain(composition: str, dim: int = 2, heads: int = 1) -> SelfAttention:
     interest = SelfAttention(dim, heads, composition, scale=3.0, sink=0.5)
     with torch.no_grad():
         interest.outer.weight.zero_()
+        interest.bias.zero_()
     return interest
 
 

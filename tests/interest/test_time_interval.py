@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from halflife.interest.time_interval import TimeInterval, relative_intervals
 
@@ -14,7 +15,9 @@ IGNORED = torch.zeros(1, 2)
 
 
 def interest_of(intervals: int = 4, positions: int = 8) -> TimeInterval:
-    return TimeInterval(2, scale=3.0, intervals=intervals, positions=positions)
+    interest = TimeInterval(2, scale=3.0, intervals=intervals, positions=positions)
+    nn.init.zeros_(interest.bias)
+    return interest
 
 
 def test_it_starts_as_attention_of_the_newest_click() -> None:

@@ -48,12 +48,12 @@ class Recurrent(Interest):
         self, history: Tensor, log_weight: Tensor, mask: Tensor, candidates: Tensor, age: Tensor
     ) -> Tensor:
         log_weight = log_weight.masked_fill(~mask, 0)
-        survival = (log_weight[:, :-1] - log_weight[:, 1:]).clamp(max=0).exp().unsqueeze(-1)
-        inputs = self.inputs(history)
+        change = nn.functional.pad(log_weight[:, :-1] - log_weight[:, 1:], (1, 0))
+        survival = change.clamp(max=0).exp()
         state = torch.zeros_like(history[:, 0])
-        for i in range(history.shape[1]):
-            kept = state * survival[:, i - 1] if i else state
-            state = torch.where(mask[:, i, None], self._unit(inputs[:, i], kept), state)
+        steps = (self.inputs(history), survival.unsqueeze(2), mask.unsqueeze(2))
+        for inputs, survives, real in zip(*(s.unbind(1) for s in steps), strict=True):
+            state = torch.where(real, self._unit(inputs, survives * state), state)
         newest = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
         return self.score(state * log_weight.gather(1, newest).exp(), candidates)
 

@@ -15,9 +15,10 @@ class RelativeBias(Interest):
     """Each candidate asks the history: u_c = Σ_i silu(q(v_c)·k(v_i) + T[j(age_i)] + P[n−i]) v_i.
 
     silu(x) = x·σ(x), pointwise: nothing is normalised. T is a learned bias for each log-spaced bucket of
-    ages, P one for each place behind the newest click n; both start at 0. An age reaches to the moment of
-    prediction, so that absence changes the score, by whatever T has learned. q and k start as the identity.
-    It reads no kernel: one beside it could not be told from T.
+    ages, P one for each place behind the newest click n. An age reaches to the moment of prediction, so that
+    absence changes the score, by whatever T has learned. T starts at 1, where silu is nearly straight and a
+    click that matches counts at once; P starts at 0, q and k as the identity. It reads no kernel: one beside
+    it could not be told from T.
 
     Args:
         dim: of the item vectors.
@@ -52,7 +53,7 @@ class RelativeBias(Interest):
         self.query, self.key = projection(dim), projection(dim)
         edges = torch.linspace(math.log(first), math.log(last), many - 1).exp()
         self.register_buffer("edges", edges)
-        self.time = nn.Parameter(torch.zeros(many))
+        self.time = nn.Parameter(torch.ones(many))
         self.position = nn.Parameter(torch.zeros(positions))
 
     def forward(
