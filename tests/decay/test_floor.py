@@ -8,10 +8,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
 from halflife.batches import Batch
 from halflife.decay.actr import Actr
+from halflife.decay.configured import kernels
 from halflife.decay.exponential import Exponential
 from halflife.decay.floor import Floor
 from halflife.decay.fourier import Fourier
@@ -33,7 +33,7 @@ Make = Callable[..., Batch]
 
 def kernel_of(name: str, *overrides: str) -> Kernel:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return instantiate(compose("train", [f"decay={name}", *overrides]).decay)
+        return kernels(compose("train", [f"decay={name}", *overrides]).decay)[0]
 
 
 def floor(kernel: Callable[..., Kernel], floor: float = C) -> Floor:

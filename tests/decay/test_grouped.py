@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian
 
 from halflife.batches import Batch, DataModule
 from halflife.decay.actr import Actr
 from halflife.decay.buckets import Buckets
+from halflife.decay.configured import kernels
 from halflife.decay.exponential import Exponential
 from halflife.decay.floor import Floor
 from halflife.decay.grouped import LEAST_SD, MOST_NAMES, Grouped
@@ -34,7 +34,7 @@ Make = Callable[..., Batch]
 
 def kernel_of(name: str, *overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return instantiate(compose("train", [f"decay={name}", *overrides]).decay)
+        return kernels(compose("train", [f"decay={name}", *overrides]).decay)[0]
 
 
 def grouped(by: str = "category", groups: int = 1, kernel: Any = None, **changes: Any) -> Grouped:
@@ -179,7 +179,7 @@ def test_a_click_is_of_its_group_in_any_batch(by: str, small_log: DataModule) ->
     together = kernel.of(whole)
     for n, row in enumerate(rows):
         alone = kernel.of(small_log.impressions()[rows[n : n + 1]])[0]
-        assert torch.equal(together[n][whole.history_mask[n]], alone)
+        torch.testing.assert_close(together[n][whole.history_mask[n]], alone)
         if by == "category":  # once more, by hand
             items = small_log.store.event_item[: small_log.store.history_end[row]][-len(alone) :]
             names = small_log.store.items["category"].gather(items)
