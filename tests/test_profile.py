@@ -1,4 +1,4 @@
-"""The profile of a run: its interval brackets the estimate and agrees with the bootstrap, or there is none."""
+"""The profile of a run: its interval brackets the estimate and agrees with the bootstrap."""
 
 import math
 from collections.abc import Callable

@@ -53,7 +53,7 @@ def test_what_is_planted_is_found_and_the_kernel_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("control", ["none", "shuffled"])
 def test_a_control_claims_no_half_life(tmp_path: Path, control: str) -> None:
-    # under `sink` the ages of a history tell how long its reader stayed away, in whatever order they are dealt
+    # under `sink` the ages of a history tell how long its reader stayed away, however they are dealt
     report = found(tmp_path, f"control={control}", "composition=normalised", "kernels=[]")
     assert report["not_identified"] == 2
     assert report["bias"] is None
