@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "candidates": 4,
     "kernel": "exponential",
     "half_life_days": 3.0,
+    "half_life_sd": 0.0,
     "composition": "sink",
     "strength": 7.0,
     "bias": -3.0,
