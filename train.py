@@ -5,9 +5,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from halflife.cli import guarded, run_app
+from halflife.cli import CONFIG_DIR, guarded, run_app
 
-CONFIG = Path(__file__).resolve().parent / "conf" / "train.yaml"
+CONFIG = CONFIG_DIR / "train.yaml"
 
 
 def run(cfg: DictConfig, run_dir: Path) -> float:
@@ -25,28 +25,14 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
 
     from halflife import settings, summary, tracking
     from halflife.estimate import estimate, refit
-    from halflife.recommender import Recommender, check_checkpoint
+    from halflife.recommender import build, check_checkpoint
 
     tracking.quiet()
     settings.check(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = instantiate(cfg.data)
-    loss, decay = instantiate(cfg.loss), instantiate(cfg.decay)
-    data.rows("test")  # the log is built and split before a model is loaded
-    encoder = instantiate(cfg.model)(store=data.store)
-    data.tokens = encoder.tokens if encoder.reads_tokens else None
-    interest = instantiate(cfg.interest)(dim=encoder.dim)
-    module = Recommender(
-        encoder,
-        decay,
-        interest,
-        loss,
-        instantiate(cfg.metrics),
-        **instantiate(cfg.optimizer),
-        seed=cfg.seed,
-        unit=data.unit,
-    )
+    module = build(cfg, data)
     if cfg.ckpt is not None:
         check_checkpoint(cfg.ckpt, module, data)
     callbacks = instantiate(cfg.callbacks)

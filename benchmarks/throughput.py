@@ -38,6 +38,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from halflife import pretrained, tracking
 from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
+from halflife.decay.configured import kernels
 from halflife.encoders import text
 from halflife.errors import InputError
 from halflife.progress import bar
@@ -125,7 +126,7 @@ class PaddedLoop:
         self.module = copy.deepcopy(module)
         self.encoder: Any = self.module.encoder
         self.frozen = backbone is not None
-        self.backbone = backbone if self.frozen else self.encoder.backbone
+        self.backbone: Any = backbone if self.frozen else self.encoder.backbone
         self.optimizer = self.module.configure_optimizers()["optimizer"]
 
     def losses(self, rows: Array) -> Iterator[Tensor]:
@@ -145,7 +146,8 @@ class PaddedLoop:
             flat = slots[piece].flatten()
             vectors = self.encode(ids[flat], mask[flat]).view(len(piece), slots.shape[1], -1)
             past, candidates = vectors[:, :MAX_HISTORY], vectors[:, MAX_HISTORY:]
-            score = self.module.interest(past, self.module.decay(age[piece]), real[piece], candidates)
+            log_weight = self.module.decay(age[piece])
+            score = self.module.interest(past, log_weight, real[piece], candidates, age[piece])
             shown = batch.candidate_mask[piece]
             share = shown.sum() / batch.candidate_mask.sum()
             yield self.module.loss(score, batch.label[piece], shown) * share
@@ -311,13 +313,14 @@ class Bench:
         self.data.tokens = encoder.tokens if encoder.reads_tokens else None
         module = Recommender(
             encoder,
-            instantiate(cfg.decay),
+            kernels(cfg.decay)[0],
             instantiate(cfg.interest)(dim=encoder.dim),
             instantiate(cfg.loss),
             instantiate(cfg.metrics),
             **instantiate(cfg.optimizer),
             seed=1,
             unit="days",
+            impressions=len(self.data.rows("train")),
         )
         settings = {"logger": False, "enable_checkpointing": False, "default_root_dir": self.folder}
         return module, partial(instantiate(cfg.trainer), **settings)

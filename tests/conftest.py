@@ -25,6 +25,7 @@ NEWSROOM = {
     "candidates": 4,
     "kernel": "exponential",
     "half_life_days": 5.0,
+    "half_life_sd": 0.0,
     "composition": "sink",
     "strength": 7.0,
     "bias": -3.0,

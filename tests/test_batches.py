@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,23 @@ ASKED = st.lists(
 )
 
 
+def kind_of(user: int, item: int, second: int) -> str:
+    """What a click was, as a rule of this test says; a log holds no such rule."""
+    return ["buy", "view", "play"][(user + item + second) % 3]
+
+
 def tables_of(events: list[Any], asked: list[Any], items: int = 6, has_click_times: bool = True) -> Tables:
     return Tables(
         items=pl.DataFrame(
             {"item_id": [f"i{n}" for n in range(items)], "text": [f"item {n}" for n in range(items)]}
-        ).with_columns(category=pl.lit("x")),
+        ).with_columns(category=pl.Series([f"c{n % 4}" for n in range(items)])),
         events=pl.DataFrame(
             {
                 "user_id": [f"u{u}" for u, _, _ in events],
                 "item_id": [f"i{i}" for _, i, _ in events],
                 "timestamp_s": [START + t for _, _, t in events],
             }
-        ).with_columns(kind=pl.lit("click"), value=pl.lit(1.0)),
+        ).with_columns(kind=pl.Series([kind_of(*e) for e in events], dtype=pl.String), value=pl.lit(1.0)),
         impressions=pl.DataFrame(
             {
                 "impression_id": [f"{n:03}" for n in range(len(asked))],
@@ -103,6 +108,7 @@ def test_a_batch_is_what_a_loop_over_its_impressions_makes(
         batch = Impressions(store, most, age, None)[np.array(rows)]
         ordered = sorted(asked, key=lambda a: a[1])  # as the Store keeps them; the ids follow the given order
         people = store.users["user_id"].to_list()
+        seen = [(t, [i]) for _, i, t in events] + [(t, shown) for _, t, shown in asked]
 
         assert len(batch) == len(rows)
         assert batch.impression.tolist() == list(rows)
@@ -111,7 +117,9 @@ def test_a_batch_is_what_a_loop_over_its_impressions_makes(
         longest = 0
         for place, row in enumerate(rows):
             user, now, shown = ordered[row]
-            past = sorted(((t, i) for u, i, t in events if u == user and t < now), key=lambda e: e[0])[-most:]
+            clicks = [(t, i, kind_of(u, i, t)) for u, i, t in events if u == user and t < now]
+            clicks = sorted(clicks, key=lambda e: e[0])[-most:]
+            past = [(t, i) for t, i, _ in clicks]
             history, ages, candidates, labels = real(batch, place)
             assert history == [i for _, i in past]
             if age == "days":
@@ -122,10 +130,18 @@ def test_a_batch_is_what_a_loop_over_its_impressions_makes(
             assert candidates == shown
             assert labels == [float(n % 2 == 0) for n in range(len(shown))]
             assert people[batch.user[place]] == f"u{user}"
+            kinds = [store.about["kinds"][k] for k in batch.kind[place][batch.history_mask[place]]]
+            assert kinds == [k for _, _, k in clicks]
+            assert batch.past_clicks[place] == sum(u == user and t < now for u, _, t in events)
+            first_seen = {c: min(t for t, s in seen if c in s) for c in shown}
+            assert batch.candidate_age[place][batch.candidate_mask[place]].tolist() == [
+                float(np.float32(max(now - first_seen[c], 0) / DAY_S)) for c in shown
+            ]
             distinct |= {*history, *shown}
             longest = max(longest, len(past))
         # each item once, and none that nobody asked for
         assert batch.item.tolist() == sorted(distinct)
+        assert [store.about["categories"][c] for c in batch.category] == [f"c{i % 4}" for i in batch.item]
         assert batch.history.shape[1] == max(1, longest)
         assert batch.candidates.shape[1] == max(len(ordered[r][2]) for r in rows)
 
@@ -137,6 +153,8 @@ def test_padding_is_behind_masks_and_harmless(tmp_path: Path) -> None:
     assert batch.history_mask.tolist() == [[True, True], [True, False], [False, False]]
     assert batch.candidate_mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
     assert (batch.age[~batch.history_mask] == PAD_AGE).all()
+    assert (batch.kind[~batch.history_mask] == 0).all()
+    assert (batch.candidate_age[~batch.candidate_mask] == 0).all()
     assert (batch.label[~batch.candidate_mask] == 0).all()
     assert torch.isfinite(batch.age**2).all()
     for places in (batch.history, batch.candidates):  # a padded place may be looked up, then masked
@@ -166,6 +184,21 @@ def test_ages_are_right_to_the_second(ages_s: list[int]) -> None:
     assert ((seconds - expected).abs() <= expected * 2.0**-24 * 1.0001).all()
 
 
+@pytest.mark.parametrize("age", ["days", "rank"])
+def test_a_candidate_is_as_old_as_its_publication_and_never_younger_than_new(
+    tmp_path: Path, age: str
+) -> None:
+    now = 1_735_689_599 - START  # seconds that float32 cannot hold
+    log = tables_of([(0, 0, now - 7)], [(0, now, [1, 2, 3, 4])])
+    born = [None, now - 1, now + 5 * DAY_S, now - 40 * 366 * DAY_S, None, None]
+    published = pl.Series([None if b is None else START + b for b in born], dtype=pl.Int64)
+    build(replace(log, items=log.items.lazy().with_columns(published_s=published)), None, tmp_path)
+    batch = Impressions(Store(tmp_path), 9, age, None)[np.array([0])]
+    # in days in either case; not yet published: new; never seen before: new
+    assert batch.candidate_age.tolist() == [[pytest.approx(1 / DAY_S), 0.0, 40 * 366, 0.0]]
+    assert batch.candidate_age.dtype == torch.float32
+
+
 def test_the_oldest_clicks_are_those_cut(tmp_path: Path) -> None:
     store = store_of([(0, n % 6, n) for n in range(12)], [(0, 500, [0])], tmp_path)
     for most in (1, 5, 12, 50):
@@ -173,6 +206,7 @@ def test_the_oldest_clicks_are_those_cut(tmp_path: Path) -> None:
         kept = min(most, 12)
         assert real(batch, 0)[0] == [n % 6 for n in range(12 - kept, 12)]
         assert batch.age.tolist() == [[float(kept - 1 - n) for n in range(kept)]]
+        assert batch.past_clicks.tolist() == [12]  # those cut are counted
 
 
 def test_tokens_are_the_catalogues_tokens_of_its_items(small_log: DataModule, tiny_bert: Path) -> None:

@@ -71,6 +71,10 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
         (["decay.half_life_days=[1"], "an override must be KEY=VALUE"),
         (["-m", "decay=none,expnential"], "did you mean exponential"),
         (["+decay.foo=1"], "foo must be an argument of halflife.decay.exponential.Exponential"),
+        (
+            ["decay@decay.candidate=exponential", "decay.candidate.half_lif_days=3"],
+            "did you mean decay.candidate.half_life_days",
+        ),
         (["+foo=1"], "foo must be a key of the configuration"),
         (["decay.half_life_days=abc"], "decay.half_life_days must be a number above 0 (days), got abc"),
         (["data=movielens"], "data.root must be given"),

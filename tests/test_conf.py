@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from halflife.batches import DataModule
+from halflife.decay.configured import kernels
+from halflife.errors import InputError
 from halflife.recommender import Recommender
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +27,9 @@ README_COMMANDS = [
 ]
 
 
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str, config: str = "train") -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        return compose(config, overrides=list(overrides))
 
 
 def chosen(choice: str) -> str:
@@ -37,7 +39,7 @@ def chosen(choice: str) -> str:
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("hydra/")])
 def test_every_choice_composes_and_every_key_of_it_is_commented_or_obvious(choice: str) -> None:
-    cfg = composed(chosen(choice))
+    cfg = composed(chosen(choice), config="recovery" if choice.startswith("vectors/") else "train")
     assert cfg.seed == 1
     assert (CONF / f"{choice}.yaml").read_text().startswith("#"), "a yaml begins with what it is for"
 
@@ -47,19 +49,31 @@ def test_every_decay_runs_a_training_step(decay: str, make_log: Callable[..., Da
     step_runs(make_log, f"decay={decay}", "model=id_embedding")
 
 
+@pytest.mark.parametrize("decay", [c.split("/")[1] for c in CHOICES if c.startswith("decay/")])
+def test_every_decay_fades_candidates_or_is_refused(decay: str, make_log: Callable[..., DataModule]) -> None:
+    words = (f"decay@decay.candidate={decay}", "decay=power", "model=id_embedding")
+    if decay in ("fourier", "rank_exponential", "by_kind"):
+        with pytest.raises(InputError, match=r"^decay\.candidate must be a kernel of the age alone \(days\)"):
+            step_runs(make_log, *words)
+    else:
+        step_runs(make_log, *words)
+
+
 @pytest.mark.parametrize("interest", [c.split("/")[1] for c in CHOICES if c.startswith("interest/")])
 @pytest.mark.parametrize("loss", [c.split("/")[1] for c in CHOICES if c.startswith("loss/")])
 def test_every_interest_and_loss_runs_a_training_step(
     interest: str, loss: str, make_log: Callable[..., DataModule]
 ) -> None:
-    step_runs(make_log, f"interest={interest}", f"loss={loss}", "model=id_embedding")
+    own_time = get_class(composed(f"interest={interest}").interest._target_).own_time
+    decay = "none" if own_time else "exponential"
+    step_runs(make_log, f"interest={interest}", f"decay={decay}", f"loss={loss}", "model=id_embedding")
 
 
 @pytest.mark.parametrize("model", [c.split("/")[1] for c in CHOICES if c.startswith("model/")])
 def test_every_model_runs_a_training_step(
     model: str, make_log: Callable[..., DataModule], tiny_bert: Path
 ) -> None:
-    text = [] if model == "id_embedding" else [f"model.pretrained={tiny_bert}"]
+    text = [] if model in ("id_embedding", "topics") else [f"model.pretrained={tiny_bert}"]
     step_runs(make_log, f"model={model}", *text, *(["model.tuning.k=1"] if model.endswith("last_k") else []))
 
 
@@ -69,17 +83,21 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
     cfg = composed(*overrides, f"cache_dir={data.cache_dir}")
     torch.manual_seed(0)
     encoder = instantiate(cfg.model)(store=data.store)
-    interest = instantiate(cfg.interest)(dim=encoder.dim)
+    (decay, candidate_decay), interest = kernels(cfg.decay), instantiate(cfg.interest)(dim=encoder.dim)
+    for kernel in (decay, candidate_decay):
+        kernel.bind(data.store)
     settings: dict[str, Any] = instantiate(cfg.optimizer)
     module = Recommender(
         encoder,
-        instantiate(cfg.decay),
+        decay,
         interest,
         instantiate(cfg.loss),
         instantiate(cfg.metrics),
         **settings,
         seed=1,
         unit="days",
+        impressions=len(data.rows("train")),
+        candidate_decay=candidate_decay,
     )
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     batch = next(iter(data.train_dataloader()))

@@ -19,7 +19,7 @@ from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay
 from halflife.decay.weibull import Weibull
 from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, refit
-from halflife.interest import Pool
+from halflife.interest.pool import Pool
 from halflife.recommender import Recommender
 from halflife.sources.newsroom import TOPICS
 from halflife.store import Store
@@ -61,6 +61,7 @@ def module_of(data: DataModule, decay: Kernel | None = None) -> Recommender:
         schedule_epochs=1,
         seed=1,
         unit="days",
+        impressions=len(data.rows("train")),
     )
 
 
@@ -126,7 +127,7 @@ def test_the_refit_ends_where_the_loss_is_least(make_log: MakeLog) -> None:
     least = loss_of(module, batches)
     assert least < before
     assert found is not None
-    assert set(found.names) == {
+    assert set(found.likelihood.names) == {
         "decay.log_half_life",
         "interest.log_scale",
         "interest.bias",
@@ -175,7 +176,7 @@ def test_a_kernel_with_a_shape_has_an_interval_too(make_log: MakeLog) -> None:
     data = log_of(make_log, 2, users=120)
     _, found, e = fit(data, Weibull(half_life_days=2.0, learn=True, shape=0.7, learn_shape=True))
     assert found is not None
-    assert len(found.names) == 5
+    assert len(found.likelihood.names) == 5
     assert e["identified"]
     assert e["low"] < PLANTED_DAYS < e["high"]
     assert e["parameters"].keys() == {"log_half_life", "log_shape"}
@@ -193,7 +194,7 @@ def test_a_kernel_without_half_life_says_so(make_log: MakeLog) -> None:
     data = log_of(make_log)
     _, found, e = fit(data, NoDecay())
     # scale, bias and sink are refitted all the same, so that log-losses of kernels compare
-    assert not any(n.startswith("decay.") for n in found.names)
+    assert not any(n.startswith("decay.") for n in found.likelihood.names)
     assert e["half_life_days"] is None
     assert unknown(e) == "the kernel has no half-life"
     fourier = Fourier(half_life_days=2.0, learn=True, frequencies=4, unit_days=1.0, learn_unit=False)
@@ -202,7 +203,7 @@ def test_a_kernel_without_half_life_says_so(make_log: MakeLog) -> None:
 
 def test_a_half_life_that_is_given_says_so_and_stays(make_log: MakeLog) -> None:
     _, found, e = fit(log_of(make_log), Exponential(half_life_days=3.0, learn=False))
-    assert not any(n.startswith("decay.") for n in found.names)
+    assert not any(n.startswith("decay.") for n in found.likelihood.names)
     assert e["half_life_days"] == pytest.approx(3.0)
     assert unknown(e) == "fixed by the configuration, not estimated"
     fixed = Weibull(half_life_days=3.0, learn=False, shape=0.7, learn_shape=True)

@@ -25,11 +25,14 @@ ORDER = [
     "losses",
     "metrics",
     "recommender",
+    "likelihood",
     "estimate",
     "tracking",
     "summary",
     "multirun",
     "cli",
+    "profile",
+    "recovery",
 ]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
@@ -28,8 +29,9 @@ from halflife.encoders import tuning
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError
-from halflife.interest import Attention, Pool
-from halflife.recommender import Recommender, check_checkpoint
+from halflife.interest.attention import Attention
+from halflife.interest.pool import Pool
+from halflife.recommender import Recommender, check_checkpoint, score
 
 CONF = Path(__file__).parents[1] / "conf"
 KERNELS = sorted(path.stem for path in (CONF / "decay").glob("*.yaml"))
@@ -41,6 +43,7 @@ TUNINGS = {
     "lora": LORA,
 }
 ENCODERS = ["id", *TUNINGS]
+MODELS = sorted(path.stem for path in (CONF / "interest").glob("*.yaml"))
 INTERESTS = ["normalised", "sink", "sum", "log_bias"]
 OPTIMIZER = {
     "head_lr": 0.01,
@@ -55,7 +58,8 @@ Make = Callable[..., Recommender]
 
 
 def kernel_of(name: str) -> Kernel:
-    return instantiate(OmegaConf.load(CONF / "decay" / f"{name}.yaml"))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose(f"decay/{name}").decay)
 
 
 def interest_of(kind: str, dim: int) -> Pool | Attention:
@@ -85,8 +89,9 @@ def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPa
                 lr=0.001,
                 cache_dir=str(cache),
             )
-        given = OPTIMIZER | {"seed": 7, "unit": "days", "loss": losses.bce} | changes
+        given = OPTIMIZER | {"seed": 7, "unit": "days", "impressions": 400, "loss": losses.bce} | changes
         kernel = decay or Exponential(half_life_days=2.0, learn=True)
+        kernel.bind(small_log.store)
         return Recommender(items, kernel, interest_of(interest, dim), metrics={"auc": metrics.AUC()}, **given)
 
     return make
@@ -178,8 +183,10 @@ def test_padded_columns_change_neither_scores_nor_loss_nor_gradients(
         history=pad(batch.history, (0, 3), value=1),
         history_mask=pad(batch.history_mask, (0, 3)),
         age=pad(batch.age, (0, 3), value=PAD_AGE),
+        kind=pad(batch.kind, (0, 3)),
         candidates=pad(batch.candidates, (0, 2), value=2),
         candidate_mask=pad(batch.candidate_mask, (0, 2)),
+        candidate_age=pad(batch.candidate_age, (0, 2)),
         label=pad(batch.label, (0, 2), value=1.0),
     )
     items = module.encoder(batch)
@@ -231,7 +238,87 @@ def test_a_signed_kernel_turns_the_vector_of_a_click_around(make: Make, small_lo
     items = signed.encoder(batch)
     signed.decay.sign = lambda age: -torch.ones_like(age)  # type: ignore[method-assign]
     plain.decay.sign = torch.ones_like  # type: ignore[method-assign]
-    torch.testing.assert_close(signed.score(batch, items), -plain.score(batch, items), atol=1e-6, rtol=0)
+    turned, straight = (m.score(batch, items) - m.interest.bias for m in (signed, plain))
+    torch.testing.assert_close(turned, -straight, atol=1e-6, rtol=0)
+
+
+# --- candidates fade too
+
+
+def test_a_candidate_loses_the_log_weight_of_its_own_age(make: Make, small_log: DataModule) -> None:
+    plain, fading = make("id"), make("id", candidate_decay=Exponential(half_life_days=4.0, learn=True))
+    batch = dataset_of(small_log, plain)[some_rows(small_log)]
+    assert batch.candidate_age.max() > 2
+    before, after = plain(batch), fading(batch)
+    odds = torch.exp(after - before)[batch.candidate_mask]
+    torch.testing.assert_close(
+        odds, 2 ** (-batch.candidate_age[batch.candidate_mask] / 4.0), atol=1e-5, rtol=1e-4
+    )
+    scores = score(fading.decay, fading.interest, batch, fading.encoder(batch))  # as without the argument
+    torch.testing.assert_close(scores, before)
+
+
+def test_a_group_of_candidates_fades_at_its_own_half_life(make: Make, small_log: DataModule) -> None:
+    kernel = kernel_of("by_category")
+    kernel.bind(small_log.store)
+    with torch.no_grad():
+        kernel.deviation.copy_(torch.linspace(-1, 1, len(kernel.names)))
+    module, plain = make("id", candidate_decay=kernel), make("id")
+    batch = dataset_of(small_log, module)[some_rows(small_log)]
+    half_life = torch.tensor(list(kernel.half_lives().values()))[batch.category[batch.candidates]]
+    expected = -math.log(2) * batch.candidate_age / half_life
+    torch.testing.assert_close(module(batch) - plain(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_kernel_of_candidates_trains_with_the_decay_and_tells_its_half_life(
+    make: Make, small_log: DataModule, tmp_path: Path
+) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    module = make("id", candidate_decay=Exponential(half_life_days=4.0, learn=True), unit="rank")
+    [group] = [g for g in module.configure_optimizers()["optimizer"].param_groups if g["name"] == "decay"]
+    assert {id(p) for p in group["params"]} == {
+        id(module.decay.log_half_life),
+        id(module.candidate_decay.log_half_life),
+    }
+    fitted(module, small_log, tmp_path, logger=logger, log_every_n_steps=1)
+    logger.finalize("success")
+    logged = (
+        polars.read_csv(tmp_path / "metrics.csv")["decay/candidate_half_life_days"].drop_nulls().to_list()
+    )
+    assert logged[0] == pytest.approx(4.0)  # days, also where clicks have ranks
+    assert module.candidate_decay.half_life.item() != pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("name", ["fourier", "rank_exponential", "by_kind"])
+def test_a_kernel_that_cannot_fade_candidates_is_refused(make: Make, name: str) -> None:
+    sentence = (
+        r"^decay\.candidate must be a kernel of the age alone \(days\), got \w+; choose another one, since "
+    )
+    with pytest.raises(InputError, match=sentence):
+        make("id", candidate_decay=kernel_of(name))
+
+
+def test_a_half_life_of_news_and_that_of_clicks_are_found_together(
+    make_log: Callable[..., DataModule],
+) -> None:
+    data = make_log(source={"users": 300, "news_half_life_days": 2.0}, max_history=100)
+    batch = data.impressions(with_tokens=False)[data.rows("train")]
+    categories = data.store.item_category[batch.item]
+    items = torch.eye(len(data.store.about["categories"]))[torch.from_numpy(categories).long()]
+    clicks, news = Exponential(half_life_days=2.0, learn=True), Exponential(half_life_days=20.0, learn=True)
+    interest = interest_of("sink", items.shape[1])
+    learned = [p for m in (clicks, news, interest) for p in m.parameters()]
+    optimizer = torch.optim.LBFGS(learned, max_iter=100, line_search_fn="strong_wolfe")
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = losses.bce(score(clicks, interest, batch, items, news), batch.label, batch.candidate_mask)
+        loss.backward()
+        return loss
+
+    optimizer.step(step)
+    assert news.half_life.item() == pytest.approx(2.0, rel=0.15)
+    assert clicks.half_life.item() == pytest.approx(5.0, rel=0.2)
 
 
 # --- what trains, and how fast
@@ -316,18 +403,62 @@ def test_a_schedule_without_an_end_is_refused(make: Make) -> None:
         make("id", schedule="linea")
 
 
-def test_attention_refuses_a_kernel_with_negative_weights(make: Make) -> None:
+def refused(small_log: DataModule, interest: str, decay: str) -> str:
+    """The sentence that a pair of interest model and kernel ends in, or nothing."""
+    model = instantiate(OmegaConf.load(CONF / "interest" / f"{interest}.yaml"))(dim=8)
+    items = IdEmbedding(small_log.store, dim=8, lr=0.02)
+    try:
+        Recommender(
+            items, kernel_of(decay), model, losses.bce, {}, **OPTIMIZER, seed=7, unit="days", impressions=1
+        )
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("interest", MODELS)
+def test_a_kernel_with_negative_weights_is_for_pool_alone(small_log: DataModule, interest: str) -> None:
     assert isinstance(kernel_of("fourier"), Fourier)
-    with pytest.raises(
-        InputError, match=r"^interest must be pool .* got attention with Fourier; add interest=pool"
-    ):
-        make("id", "log_bias", kernel_of("fourier"))
+    sentence = (
+        f"interest must be pool for a kernel with negative weights, got {interest} with Fourier; "
+        "add interest=pool, since a logarithm has no sign"
+    )
+    assert refused(small_log, interest, "fourier") == ("" if interest == "pool" else sentence)
+
+
+@pytest.mark.parametrize("interest", MODELS)
+def test_a_model_that_keeps_its_own_time_goes_with_no_decay(small_log: DataModule, interest: str) -> None:
+    assert refused(small_log, interest, "none") == ""
+    own = interest in ("time_interval", "relative_bias")
+    sentence = (
+        f"decay must be none for interest={interest}, which keeps its own time and reads no kernel, got "
+    )
+    assert refused(small_log, interest, "power") == (sentence + "Power; add decay=none" if own else "")
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_sentence(make: Make, small_log: DataModule) -> None:
     module = make("id", loss=lambda score, label, mask: score.sum() * math.nan)
     with pytest.raises(InputError, match=r"^train/loss must stay finite, got nan at step 0; lower model\.lr"):
         module.training_step(dataset_of(small_log, module)[some_rows(small_log)], 0)
+
+
+def test_the_prior_of_a_kernel_is_shared_out_over_the_impressions_of_an_epoch(
+    make: Make, small_log: DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Believer(Exponential):
+        def log_prior(self) -> Tensor:
+            return -3.0 * self.log_half_life
+
+    twice = {"candidate_decay": Believer(half_life_days=2.0, learn=True), "impressions": 60}
+    module = make("id", decay=Believer(half_life_days=2.0, learn=True), **twice)
+    module._trainer = SimpleNamespace(log_every_n_steps=2, global_step=1, loggers=[])  # type: ignore[assignment]
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(module, "log", lambda key, value, **_: logged.update({key: value}))
+    batch = dataset_of(small_log, module)[some_rows(small_log)]
+    loss = module.training_step(batch, 1)
+    data_loss = module.loss(module(batch), batch.label, batch.candidate_mask)
+    assert loss.item() == pytest.approx(data_loss.item() + 2 * 3.0 * math.log(2.0) / 60)
+    assert logged["train/loss"].item() == pytest.approx(data_loss.item())  # what val/loss compares with
 
 
 def test_a_kernel_of_ranks_names_its_unit(make: Make) -> None:

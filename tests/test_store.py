@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -176,6 +177,90 @@ def test_sampled_impressions_are_the_baskets_in_the_order_of_time(events: Any, s
         assert sorted(clicked) == sorted(set(known))
 
 
+NAMES = st.sampled_from(["click", "buy", "view", "unknown", None])
+PUBLISHED = st.lists(st.none() | st.integers(-5, 12).map(lambda s: START + s), min_size=5, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    events=EVENTS,
+    shown=IMPRESSIONS,
+    timed=st.booleans(),
+    published=PUBLISHED,
+    categories=st.lists(NAMES, min_size=5, max_size=5),
+    data=st.data(),
+)
+def test_kinds_categories_and_births_are_what_a_loop_over_the_log_finds(
+    events: Any, shown: Any, timed: bool, published: Any, categories: Any, data: st.DataObject
+) -> None:
+    events = [*events, ("u", "a", START)]
+    kinds = data.draw(st.lists(NAMES, min_size=len(events), max_size=len(events)))
+    impressions = [
+        (f"{i:02}", user, moment, [c for c, _ in row], [y for _, y in row])
+        for i, (user, moment, row) in enumerate(shown)
+    ]
+    log = log_of(events, impressions, has_click_times=timed)
+    columns = {
+        "published_s": pl.Series(published, dtype=pl.Int64),
+        "category": pl.Series(categories, dtype=pl.String),
+    }
+    log = replace(
+        log,
+        items=log.items.lazy().with_columns(**columns),
+        events=log.events.lazy().with_columns(kind=pl.Series(kinds, dtype=pl.String)),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        s = built(log, Path(folder))
+        people, names = s.users["user_id"].to_list(), s.items["item_id"].to_list()
+        assert s.event_kind.dtype == np.int16
+        assert s.about["kinds"] == sorted({k or "unknown" for k in kinds})
+        for n, user in enumerate(people):
+            own = [
+                (t, k or "unknown")
+                for (u, i, t), k in zip(events, kinds, strict=True)
+                if u == user and i != GHOST
+            ]
+            here = slice(int(s.user_start[n]), int(s.user_start[n + 1]))
+            expected = [k for _, k in sorted(own, key=lambda e: e[0])]
+            assert [s.about["kinds"][k] for k in s.event_kind[here]] == expected
+
+        given = {i: (p, c or "unknown") for i, p, c in zip(ITEMS, published, categories, strict=True)}
+        assert [s.about["categories"][c] for c in s.item_category] == [given[i][1] for i in names]
+        assert s.about["categories"] == sorted({c for _, c in given.values()})
+        for item, born in zip(names, s.item_born.tolist(), strict=True):
+            seen = [t for _, _, t, row, _ in impressions if item in row]
+            seen += [t for _, i, t in events if i == item and timed]
+            never = max(t for _, _, t, _, _ in impressions)
+            first = given[item][0]
+            assert born == (first if first is not None else min(seen, default=never))
+
+
+def test_a_drawn_negative_does_not_say_when_its_item_appeared(tmp_path: Path) -> None:
+    events = [("u", "a", START), ("v", "a", START + 3), ("u", "b", START + 5), ("v", "b", START + 7)]
+    fair = Negatives(
+        per_positive=2, by="uniform", window_days=1.0, exclude_seen=False, max_positives=2, seed=0
+    )
+    s = built(log_of(events, None), tmp_path, fair)
+    born = dict(zip(s.items["item_id"].to_list(), s.item_born.tolist(), strict=True))
+    assert (born["a"], born["b"]) == (START, START + 5)
+
+
+def test_publications_in_milliseconds_are_refused(tmp_path: Path) -> None:
+    log = log_of(PAST, NOW)
+    log = replace(log, items=log.items.lazy().with_columns(published_s=pl.lit(START * 1000)))
+    assert refused(log, tmp_path / "store") == (
+        f"items.published_s must be Unix time (seconds), got {START * 1000}; divide the column by 1000"
+    )
+
+
+def test_more_kinds_than_codes_are_refused(tmp_path: Path) -> None:
+    many = 2**15
+    log = log_of([("u", "a", START)] * many, NOW)
+    log = replace(log, events=log.events.lazy().with_columns(kind=pl.int_range(many).cast(pl.String)))
+    said = refused(log, tmp_path / "store")
+    assert said.startswith(f"events.kind must hold at most {many - 1} different words (count), got {many};")
+
+
 def test_times_near_the_ends_of_32_bits_are_kept_to_the_second(tmp_path: Path) -> None:
     late = 1_752_345_678  # float32 would round it by up to 64 s
     s = built(log_of([("u", "a", late - 1), ("u", "b", late)], [("1", "u", late, ["a"], [1])]), tmp_path)
@@ -268,15 +353,19 @@ FAIR = Negatives(per_positive=1, by="uniform", window_days=1.0, exclude_seen=Fal
 
 
 def test_a_build_is_the_same_twice_and_its_fingerprint_follows_the_content(tmp_path: Path) -> None:
-    first, again, other = (
+    bought = log_of(PAST, NOW)
+    bought = replace(bought, events=bought.events.lazy().with_columns(kind=pl.lit("buy")))
+    first, again, other, third = (
         built(log, tmp_path / name)
         for name, log in (
             ("1", log_of(PAST, NOW)),
             ("2", log_of(PAST, NOW)),
             ("3", log_of([*PAST[:-1], ("u", "d", START + 9)], NOW)),
+            ("4", bought),
         )
     )
-    assert first.about["fingerprint"] == again.about["fingerprint"] != other.about["fingerprint"]
+    assert first.about["fingerprint"] == again.about["fingerprint"]
+    assert len({s.about["fingerprint"] for s in (first, other, third)}) == 3
     for file in (tmp_path / "1").glob("*.npy"):
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
 

@@ -17,6 +17,9 @@ from halflife.tables import Tables
 
 Array = NDArray[Any]
 
+UNKNOWN = "unknown"  # what a missing category or kind is called
+LATEST_S = 10**11  # the year 5138: a later publication is in milliseconds
+
 
 def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
     """Write the Store of a log into an empty directory.
@@ -47,10 +50,11 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         users = pl.concat([users, impressions.select("user_id")])
     user_frame = users.unique().sort("user_id").collect(engine="streaming")
     user_index = user_frame.with_row_index("user").lazy()
+    kinds = _names(events.select(word="kind"), "events.kind", np.int16)
     sorted_events = (
         events.join(item_index, on="item_id")
         .join(user_index, on="user_id")
-        .select("user", "item", "timestamp_s", "order")
+        .select("user", "item", "timestamp_s", "order", kind=_code("kind", kinds))
         .sort("user", "timestamp_s", "order")
         .collect(engine="streaming")
     )
@@ -68,10 +72,13 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
     moment = sorted_events["timestamp_s"].to_numpy()
     if log.has_click_times:
         tables.check_times("events", int(moment.min()), int(moment.max()))
+    categories = _names(items.lazy().select(word="category"), "items.category", np.int32)
     arrays: dict[str, Array] = {
         "event_item": item,
         "event_time": moment,
+        "event_kind": sorted_events["kind"].to_numpy().astype(np.int16),
         "user_start": np.searchsorted(user, np.arange(len(user_frame) + 1)).astype(np.int64),
+        "item_category": items.select(_code("category", categories)).to_series().to_numpy().astype(np.int32),
     }
     del sorted_events
 
@@ -84,12 +91,13 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
             "data.negatives must be set for a log without impressions, got null; keep the yaml's block"
         )
     _histories(user, item, moment, len(items), arrays)
+    arrays["item_born"] = _born(items["published_s"], log.has_click_times, log.has_impressions, arrays)
     checked = _prove_no_leak(arrays)
 
     items.write_parquet(directory / "items.parquet")
     user_frame.write_parquet(directory / "users.parquet")
     pl.DataFrame({"impression_id": ids}).write_parquet(directory / "impressions.parquet")
-    content = hashlib.sha256(items.write_csv().encode())
+    content = hashlib.sha256(items.write_csv().encode() + json.dumps(kinds).encode())
     for name, array in sorted(arrays.items()):
         np.save(directory / f"{name}.npy", array)
         content.update(name.encode() + np.ascontiguousarray(array).tobytes())
@@ -104,6 +112,8 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         "users": len(user_frame),
         "items": len(items),
         "events": len(item),
+        "kinds": kinds,
+        "categories": categories,
         "impressions": len(ids),
         "candidates": len(arrays["candidate_item"]),
         "positives": int(arrays["candidate_label"].sum()),
@@ -112,6 +122,45 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         "build_s": round(time.perf_counter() - started, 3),
     }
     (directory / "store.json").write_text(json.dumps(about, indent=2))
+
+
+def _names(words: pl.LazyFrame, name: str, dtype: type[np.integer[Any]]) -> list[str]:
+    """The distinct words of the column `word`, sorted: a word's code is its place. Null is `unknown`."""
+    distinct = words.select(pl.col("word").fill_null(UNKNOWN)).unique().collect(engine="streaming")
+    most = np.iinfo(dtype).max
+    if len(distinct) > most:
+        raise InputError(
+            f"{name} must hold at most {most} different words (count), got {len(distinct)}; give fewer"
+        )
+    return sorted(distinct["word"].to_list())
+
+
+def _code(column: str, names: list[str]) -> pl.Expr:
+    """The place of each word of a column among the names."""
+    return pl.col(column).fill_null(UNKNOWN).cast(pl.Enum(names)).to_physical()
+
+
+def _born(
+    published_s: pl.Series, has_click_times: bool, has_impressions: bool, arrays: dict[str, Array]
+) -> Array:
+    """When each item appeared, in seconds: its publication, or where the log does not say, when it is first
+    seen: at its first event, or in the first logged impression that shows it. Times of events that are only
+    an order do not count. An item that is never seen was born with the log's last impression.
+    """
+    when = arrays["impression_time"]
+    never = np.iinfo(np.int64).max
+    seen = np.full(len(published_s), never)
+    if has_click_times:
+        np.minimum.at(seen, arrays["event_item"], arrays["event_time"])
+    if has_impressions:  # a negative that was drawn shows nothing of when its item appeared
+        np.minimum.at(seen, arrays["candidate_item"], np.repeat(when, np.diff(arrays["candidate_start"])))
+    latest = published_s.max()
+    if isinstance(latest, int) and latest > LATEST_S:
+        raise InputError(
+            f"items.published_s must be Unix time (seconds), got {latest}; divide the column by 1000"
+        )
+    seen[seen == never] = when[-1]
+    return np.where(published_s.is_null().to_numpy(), seen, published_s.fill_null(0).to_numpy())
 
 
 def _refuse_missing_times(name: str, frame: pl.DataFrame) -> None:

@@ -41,27 +41,38 @@ class Batch:
         item: (U,) int64, catalogue indices, ascending.
         tokens: (T,) int64, token ids of the distinct items on end, or None where nobody reads text.
         token_length: (U,) int64, tokens of each distinct item, or None.
+        category: (U,) int64, code of each distinct item's category; its name is in the Store.
         history: (B, H) int64, places in `item`, oldest first, padded behind.
         history_mask: (B, H) bool, True where real.
         age: (B, H) float32, days between click and prediction (ranks under `data.age=rank`: 0 is the newest).
+        kind: (B, H) int64, code of each click's kind; its name is in the Store; 0 where padded.
         candidates: (B, C) int64, places in `item`.
         candidate_mask: (B, C) bool.
+        candidate_age: (B, C) float32, days since the item appeared (`Store.item_born`), also under
+            `data.age=rank`, since an impression has a time; 0 for an item that appears later, and where
+            padded. Where negatives were drawn, a positive that nobody clicked before is of age 0 and no
+            negative is.
         label: (B, C) float32, 1 clicked.
         impression: (B,) int64, row of the Store.
         user: (B,) int64, user index.
+        past_clicks: (B,) int64, the user's clicks before the impression, those behind `max_history` too.
     """
 
     item: Tensor
     tokens: Tensor | None
     token_length: Tensor | None
+    category: Tensor
     history: Tensor
     history_mask: Tensor
     age: Tensor
+    kind: Tensor
     candidates: Tensor
     candidate_mask: Tensor
+    candidate_age: Tensor
     label: Tensor
     impression: Tensor
     user: Tensor
+    past_clicks: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -94,41 +105,63 @@ def ranges(start: Array, length: Array) -> tuple[Array, Array]:
     return np.where(mask, start[:, None] + place, start[:, None]), mask
 
 
+def shuffled(rows: Array, mask: Array) -> Array:
+    """A permutation of the real places of each row, padded ones staying behind.
+
+    Keys are a hash of row and place (the finaliser of SplitMix64, Steele et al., OOPSLA 2014), so that a row
+    is dealt the same in every batch and epoch.
+    """
+    place = np.arange(mask.shape[1], dtype=np.uint64)
+    key: Array = (rows.astype(np.uint64)[:, None] << np.uint64(24)) + place
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
+    return np.argsort(np.where(mask, key >> np.uint64(1), np.iinfo(np.uint64).max), axis=1, kind="stable")
+
+
 class Impressions(Dataset[Batch]):
     """Rows of the Store, asked for a batch at a time.
 
     Args:
         store: the log.
         max_history: a longer history keeps its newest clicks.
-        age: `days` or `rank`.
+        age: `days`, `rank`, or `shuffled`: days, dealt out anew among the clicks of each history.
         tokens: (ids, start) of the catalogue, or None.
     """
 
     def __init__(self, store: Store, max_history: int, age: str, tokens: tuple[Array, Array] | None) -> None:
         self.store, self.max_history, self.age, self.tokens = store, max_history, age, tokens
 
+    def past_clicks(self, rows: Array) -> Array:
+        """Clicks before the impression of each row."""
+        return np.asarray(
+            self.store.history_end[rows] - self.store.user_start[self.store.impression_user[rows]]
+        )
+
     def lengths(self, rows: Array) -> Array:
         """Clicks in the history of each row, after the cut to `max_history`."""
-        end = self.store.history_end[rows]
-        return np.minimum(end - self.store.user_start[self.store.impression_user[rows]], self.max_history)
+        return np.minimum(self.past_clicks(rows), self.max_history)
 
     def __getitem__(self, rows: Array) -> Batch:
         """The Batch of these rows; no Python loop over impressions."""
         store = self.store
         rows = np.asarray(rows)
-        end, length = store.history_end[rows], self.lengths(rows)
+        end, past = store.history_end[rows], self.past_clicks(rows)
+        now, length = store.impression_time[rows][:, None], np.minimum(past, self.max_history)
         index, mask = ranges(end - length, length)
         # a reader without any click points at place 0, behind a mask
         index = np.clip(index, 0, len(store.event_item) - 1)
         history = store.event_item[index]
-        if self.age == "days":
+        if self.age != "rank":
             # int64 first: float32 cannot hold seconds since 1970
-            age = (store.impression_time[rows][:, None] - store.event_time[index]) / np.float32(DAY_S)
+            age = (now - store.event_time[index]) / np.float32(DAY_S)
+            if self.age == "shuffled":
+                age = np.take_along_axis(age, shuffled(rows, mask), 1)
         else:
             age = (length[:, None] - 1 - np.arange(index.shape[1])).astype(np.float32)
         first = store.candidate_start[rows]
         shown, shown_mask = ranges(first, store.candidate_start[rows + 1] - first)
         candidates = store.candidate_item[shown]
+        candidate_age = np.maximum(now - store.item_born[candidates], 0) / np.float32(DAY_S)
 
         item, place = np.unique(np.concatenate([history[mask], candidates[shown_mask]]), return_inverse=True)
         history_place, candidate_place = np.zeros(mask.shape, np.int64), np.zeros(shown_mask.shape, np.int64)
@@ -139,14 +172,18 @@ class Impressions(Dataset[Batch]):
             item=torch.from_numpy(item.astype(np.int64)),
             tokens=tokens,
             token_length=token_length,
+            category=torch.from_numpy(store.item_category[item].astype(np.int64)),
             history=torch.from_numpy(history_place),
             history_mask=torch.from_numpy(mask),
             age=torch.from_numpy(np.where(mask, age, PAD_AGE).astype(np.float32)),
+            kind=torch.from_numpy(np.where(mask, store.event_kind[index], 0).astype(np.int64)),
             candidates=torch.from_numpy(candidate_place),
             candidate_mask=torch.from_numpy(shown_mask),
+            candidate_age=torch.from_numpy(np.where(shown_mask, candidate_age, 0).astype(np.float32)),
             label=torch.from_numpy(np.where(shown_mask, store.candidate_label[shown], 0).astype(np.float32)),
             impression=torch.from_numpy(rows.astype(np.int64)),
             user=torch.from_numpy(store.impression_user[rows].astype(np.int64)),
+            past_clicks=torch.from_numpy(past),
         )
 
     def _tokens(self, item: Array) -> tuple[Tensor | None, Tensor | None]:
@@ -225,7 +262,8 @@ class DataModule(pl.LightningDataModule):
         cache_dir: where Stores are kept.
         negatives: how to draw negatives; None for a log with impressions.
         split: the fractions `val` and `test` of the impressions, the newest.
-        age: `days`, or `rank` for a log whose clicks have an order but no times.
+        age: `days`; `rank` for a log whose clicks have an order but no times; `shuffled` for a control in
+            which time can mean nothing: days, dealt out anew among the clicks of each history.
         max_history: a longer history keeps its newest clicks, at least 1.
         min_history: impressions with fewer past clicks are left out of every split.
         batch_size, eval_batch_size: impressions a step and process.
@@ -265,7 +303,7 @@ class DataModule(pl.LightningDataModule):
                 "that does, for example data=movielens"
             )
         self.cache_dir = Path(text("data.cache_dir", cache_dir, "a directory")).expanduser()
-        self.age = choice("data.age", age, ["days", "rank"])
+        self.age = choice("data.age", age, ["days", "rank", "shuffled"])
         if not isinstance(split, Mapping):
             raise InputError(
                 f"data.split must be two fractions, got {shown(split)}; give data.split.val and "
@@ -292,7 +330,7 @@ class DataModule(pl.LightningDataModule):
         """The log's Store, built at first use."""
         if self._store is None:
             store = open_or_build(self.source, self._paths(), self.negatives, self.cache_dir)
-            if self.age == "days" and not store.about["has_click_times"]:
+            if self.age != "rank" and not store.about["has_click_times"]:
                 raise InputError(
                     "data.age must be rank for a log without click times, got days; add data.age=rank, and "
                     "the half-life is then counted in clicks"
@@ -303,7 +341,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def unit(self) -> str:
         """The unit of ages and half-lives, as every name says it: `days` or `rank`."""
-        return self.age
+        return "rank" if self.age == "rank" else "days"
 
     def _paths(self) -> list[Path]:
         """The log's files, in order of glob and name."""

@@ -12,6 +12,10 @@ from halflife.explain import explain
 
 Task = Callable[[Any, Path], Any]
 
+_HERE = Path(__file__).resolve().parent
+CONFIG_DIR = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parents[1] / "conf"
+"""The configurations: inside the package when installed, beside `src/` in a checkout."""
+
 
 def guarded(task: Task, cfg: Any, config: Path) -> Any:
     """Run `task(cfg, run_dir)` under Hydra, and end a mistake before Hydra prints it.
@@ -37,7 +41,7 @@ def guarded(task: Task, cfg: Any, config: Path) -> Any:
         if sentence is None:
             raise
         _tidy(run_dir, before)
-        _stop(sentence)
+        stop(sentence)
 
 
 def run_app(main: Callable[[], Any], task: Task, config: Path) -> None:
@@ -69,7 +73,7 @@ def run_app(main: Callable[[], Any], task: Task, config: Path) -> None:
         if sentence is None:
             raise
         _drop_empty_sweep(error)
-        _stop(sentence)
+        stop(sentence)
 
 
 def _check_flags() -> None:
@@ -93,7 +97,7 @@ def _drop_empty_sweep(error: BaseException) -> None:
         trace = trace.tb_next
 
 
-def _stop(sentence: str) -> NoReturn:
+def stop(sentence: str) -> NoReturn:
     """Print the sentence and leave with exit code 2."""
     sys.stdout.flush()
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)

@@ -1,58 +1,51 @@
 """The half-life: refitted to the whole training split, with an interval, or the reason why there is none."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacfwd, vmap
+from torch import Tensor
 
 from halflife.batches import Batch
-from halflife.recommender import Recommender, score
+from halflife.decay.kernel import Kernel
+from halflife.likelihood import Likelihood, Point
+from halflife.recommender import Recommender
 
 LEVEL = 0.95
 Z = 1.959963984540054
 LARGEST_SD = 1 / Z  # of log half-life; from here on no fading at all (1/h = 0) is within 1.96 sd of 1/h
 STILL_MOVING = 0.3  # of log half-life: a Newton step so long says that the fit ran away, not that it arrived
-STEPS = 30  # of Newton; a dozen is usual, and a half-life that runs away to infinity stops here
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The free parameters at their refitted values, and what the loss looks like around them.
+    """The free parameters at their refitted values, and what the likelihood looks like around them.
 
     Args:
-        names: of each entry, as `decay.log_half_life`; a vector's name occurs once an entry.
-        bend: Hessian of the summed loss, (P, P).
-        gradient: of each impression's loss, (impressions, P).
-        user: of each impression.
+        likelihood: of the training split.
+        point: its minimum.
+        gradient: slope of each impression's negative log-likelihood, (impressions, P).
+        bend: Hessian of −log L, (P, P).
+        gain: log-likelihood (nats) over that of the same model without decay; None where no half-life is
+            free.
     """
 
-    names: list[str]
-    bend: Tensor
+    likelihood: Likelihood
+    point: Point
     gradient: Tensor
-    user: Tensor
-
-
-class _Scores(nn.Module):
-    """Scores as a function of the decay and interest parameters alone, item vectors given."""
-
-    def __init__(self, module: Recommender) -> None:
-        super().__init__()
-        self.decay, self.interest = module.decay, module.interest
-
-    def forward(self, batch: Batch, items: Tensor) -> Tensor:
-        return score(self.decay, self.interest, batch, items)
+    bend: Tensor
+    gain: float | None
 
 
 def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
-    """Move decay, scale, bias and sink to the minimum of the training loss, item vectors held as they are.
+    """Move decay, scale, bias and sink to the minimum of −log L, item vectors held as they are.
 
-    Stochastic steps leave a half-life a few percent to either side of where the loss is least; damped Newton
-    steps on the whole split (Levenberg's) take it there, since so few parameters are free.
+    Stochastic steps leave a half-life a few percent to either side of where the loss is least, and stay where
+    they started when that is far from the ages of the log, since the slope vanishes there. So few parameters
+    are free that the minimum itself can be had, from several starts.
 
     Args:
         module: after the fit; its parameters are changed in place.
@@ -60,101 +53,42 @@ def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
 
     Returns:
         What `estimate` needs, or None where nothing is free.
-
-    Source: Levenberg, A Method for the Solution of Certain Non-Linear Problems in Least Squares (1944).
     """
-    decay = {f"decay.{n}": p for n, p in module.decay.named_parameters() if p.requires_grad}
-    scalars = {
-        f"interest.{n}": p for n, p in module.interest.named_parameters() if p.requires_grad and p.ndim == 0
-    }
-    free = decay | scalars
-    if not free:
-        return None
-    names = [n for n, p in free.items() for _ in range(p.numel())]
-    start = torch.cat([p.detach().reshape(-1) for p in free.values()]).double()
     training = module.training
     module.eval()
-    vectors = module.encoder.catalogue()
-    held = [b.to(vectors.device) for b in batches]
-    loss = _loss(module, {n: p.shape for n, p in free.items()})
-
-    def total(theta: Tensor, *, order: int) -> tuple[float, Tensor, Tensor]:
-        value, slope, bend = (
-            0.0,
-            torch.zeros(len(names)).double(),
-            torch.zeros(len(names), len(names)).double(),
-        )
-        at = theta.float().to(vectors.device)
-        for batch in held:
-            items = vectors[batch.item]
-
-            def summed(t: Tensor, items: Tensor = items, batch: Batch = batch) -> Tensor:
-                return loss(t, items, batch).sum()
-
-            value += float(summed(at))
-            if order:
-                slope += grad(summed)(at).double().cpu()
-                bend += hessian(summed)(at).double().cpu()
-        return value, slope, bend
-
-    theta, damping = start, 1e-3
-    value, slope, bend = total(theta, order=2)
-    for _ in range(STEPS):
-        step = _newton_step(bend, slope, damping)
-        if not -float(slope @ step) > 1e-7 * max(1.0, abs(value)):  # float32 sees no smaller gain
-            break
-        tried = total(theta + step, order=0)[0]
-        if tried < value:
-            theta, damping = theta + step, max(damping / 10, 1e-9)
-            value, slope, bend = total(theta, order=2)
-        else:
-            damping *= 10
-    with torch.no_grad():
-        parts = theta.float().split([p.numel() for p in free.values()])
-        for parameter, part in zip(free.values(), parts, strict=True):
-            parameter.copy_(part.reshape(parameter.shape))
-    at = theta.float().to(vectors.device)
-    gradient = [jacfwd(loss)(at, vectors[b.item], b).double().cpu() for b in held]
+    likelihood = Likelihood(module, batches, module.encoder.catalogue())
     module.train(training)
-    return Fit(names, bend, torch.cat(gradient), torch.cat([b.user for b in held]).cpu())
+    if not likelihood.names:
+        return None
+    fit = fit_likelihood(likelihood)
+    put(module, fit)
+    return fit
 
 
-def _newton_step(bend: Tensor, slope: Tensor, damping: float) -> Tensor:
-    """−(|H| + damping · diag)⁻¹ g, downhill where the loss bends the wrong way too: |H| has the absolute
-    eigenvalues of H, both in units of the diagonal. Zero where the loss has no finite curvature.
-
-    Source: Dauphin et al., Identifying and Attacking the Saddle Point Problem (NeurIPS 2014), section 5.
-    """
-    if not torch.isfinite(bend).all():
-        return torch.zeros_like(slope)
-    size = bend.diagonal().abs().clamp_min(1e-6).sqrt()
-    values, vectors = torch.linalg.eigh(bend / torch.outer(size, size))
-    step = -(vectors @ (vectors.T @ (slope / size) / (values.abs() + damping))) / size
-    return step / step.abs().max().clamp_min(1.0)  # logarithms: at most a factor e at once
+@torch.no_grad()
+def put(module: Recommender, fit: Fit) -> None:
+    """Give the module the fitted values."""
+    named = dict(module.named_parameters())
+    for name, value in fit.likelihood.values(fit.point.theta).items():
+        named[name].copy_(value)
+    for name, buffer in fit.likelihood.decay.named_buffers():  # what a prior learned
+        module.decay.get_buffer(name).copy_(buffer)
 
 
-def _loss(module: Recommender, shapes: dict[str, torch.Size]) -> Callable[[Tensor, Tensor, Batch], Tensor]:
-    """One loss an impression, as a function of the free parameters on end, item vectors and batch."""
-    scores = _Scores(module)
-    fixed = {n: p.detach() for n, p in scores.named_parameters()}
-    sizes = [s.numel() for s in shapes.values()]
-
-    def loss(theta: Tensor, items: Tensor, batch: Batch) -> Tensor:
-        parts = theta.split(sizes)
-        values = {n: part.reshape(s) for (n, s), part in zip(shapes.items(), parts, strict=True)}
-        scored = functional_call(scores, {**fixed, **values}, (batch, items))
-        return vmap(lambda s, y, m: module.loss(s[None], y[None], m[None]))(
-            scored, batch.label, batch.candidate_mask
-        )
-
-    return loss
+def fit_likelihood(likelihood: Likelihood) -> Fit:
+    """The lowest minimum, and what the likelihood looks like around it."""
+    point = likelihood.best()
+    gradient, bend = likelihood.exact(point.theta)
+    flat = likelihood.without_decay(point.theta)
+    gain = None if flat is None else flat.value - point.value
+    return Fit(likelihood, point, gradient.double(), bend.double(), gain)
 
 
 def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     """State the half-life, its 95 % interval and how it was made, or why it is not identified.
 
     log h ± 1.96 · sd, with sd² = ∇ᵀ H⁻¹ G H⁻¹ ∇: ∇ the slope of log h in the free parameters, H the Hessian
-    of the training loss, G = Σ_users g_u g_uᵀ the sum over users of the outer products of their summed
+    of −log L, G = Σ_users g_u g_uᵀ the sum over users of the outer products of their summed
     gradients. Item vectors are held as they are, so the error that the text brings in is not in the interval.
 
     Args:
@@ -162,7 +96,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         fit: what `refit` returned.
 
     Returns:
-        What `decay.json` holds; `half_life_*` is null where a kernel has none.
+        What `decay.json` holds; `half_life_*` is null where a kernel has none or the data cannot tell it.
 
     Source: Huber, The Behavior of Maximum Likelihood Estimates under Nonstandard Conditions (1967); clusters:
     Liang & Zeger (Biometrika 1986), section 3.
@@ -179,26 +113,36 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         "identified": False,
         "parameters": {n: p.detach().tolist() for n, p in module.decay.named_parameters()},
     }
+    if groups := module.decay.half_lives():
+        out["half_lives"] = groups
+    if module.candidate_decay is not None and module.candidate_decay.half_life is not None:
+        out["candidate_half_life_days"] = float(module.candidate_decay.half_life.detach())
     if value is None:
         return {**out, "how": "the kernel has no half-life"}
     if fit is None or not any(p.requires_grad for p in module.decay.parameters()):
         return {**out, "how": "fixed by the configuration, not estimated"}
-    sd, why = _sd_log_half_life(module, fit)
+    out["log_likelihood_over_no_decay"] = fit.gain
+    sd, why = sd_log_half_life(module.decay, fit)
     if sd is None:
-        return {**out, "how": f"not identified: {why}"}
+        return {**out, f"half_life_{module.unit}": None, "how": f"not identified: {why}"}
     how = (
-        f"gradient descent, then Newton on the training loss; {LEVEL:.0%} Wald interval of the logarithm, "
-        "sandwich "
+        f"gradient descent, then the minimum of −log L; {LEVEL:.0%} Wald interval of the logarithm, sandwich "
         "variance clustered by user over decay, scale, bias and sink, item vectors held fixed"
     )
     low, high = value * math.exp(-Z * sd), value * math.exp(Z * sd)
     return {**out, "low": low, "high": high, "sd_log_half_life": sd, "identified": True, "how": how}
 
 
-def _sd_log_half_life(module: Recommender, fit: Fit) -> tuple[float | None, str]:
-    """Sandwich standard deviation of the log half-life, or None and the reason."""
+def sd_log_half_life(decay: Kernel, fit: Fit) -> tuple[float | None, str]:
+    """Sandwich standard deviation of the log half-life, or None and the reason.
+
+    Args:
+        decay: at the values of the fit.
+        fit: of `fit_likelihood`.
+    """
+    likelihood = fit.likelihood
     gradient = fit.gradient - fit.gradient.mean(0)
-    _, owner = np.unique(fit.user.numpy(), return_inverse=True)
+    _, owner = np.unique(likelihood.user.numpy(), return_inverse=True)
     per_user = torch.zeros(int(owner.max()) + 1, gradient.shape[1], dtype=torch.float64)
     per_user.index_add_(0, torch.from_numpy(owner), gradient)
     if not torch.isfinite(fit.bend).all() or float(torch.linalg.eigvalsh(fit.bend)[0]) <= 0:
@@ -206,15 +150,16 @@ def _sd_log_half_life(module: Recommender, fit: Fit) -> tuple[float | None, str]
     inverse = torch.linalg.inv(fit.bend)
     variance = inverse @ (per_user.T @ per_user) @ inverse
 
-    half_life = module.decay.half_life
-    learned = {n: p for n, p in module.decay.named_parameters() if p.requires_grad}
-    if half_life is None or not half_life.requires_grad:
+    half_life = decay.half_life
+    learned = {n: p for n, p in decay.named_parameters() if f"decay.{n}" in likelihood.names}
+    if half_life is None or not half_life.requires_grad or not learned:
         return None, "the half-life does not depend on what is learned"
     slopes = torch.autograd.grad(half_life.log(), list(learned.values()), allow_unused=True)
-    filled = [torch.zeros_like(p) if s is None else s for p, s in zip(learned.values(), slopes, strict=True)]
-    slope = torch.zeros(len(fit.names), dtype=torch.float64)  # decay comes first among the names
-    flat = torch.cat([s.reshape(-1) for s in filled]).double().cpu()
-    slope[: len(flat)] = flat
+    slope = torch.zeros(len(likelihood.names), dtype=torch.float64)
+    for name, found in zip(learned, slopes, strict=True):
+        if found is not None:
+            at = [i for i, n in enumerate(likelihood.names) if n == f"decay.{name}"]
+            slope[at] = found.reshape(-1).double().cpu()
     move = -float(slope @ inverse @ fit.gradient.sum(0))
     if abs(move) > STILL_MOVING:
         return None, f"the training loss keeps falling as the half-life {'grows' if move > 0 else 'shrinks'}"

@@ -79,7 +79,7 @@ def _of_libraries(error: BaseException) -> str | None:
     if (
         isinstance(error, TypeError)
         and unexpected
-        and (by == "hydra" or _frames(error)[-1].endswith("train.py"))
+        and (by == "hydra" or _frames(error)[-1].endswith(("train.py", "recommender.py")))
     ):
         part, key = unexpected.groups()
         return f"{key} must be an argument of {part}, got an unknown one; leave it out"
@@ -192,7 +192,7 @@ def _composed(config: Path, wrong: str) -> Any:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    choices = (a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w\[\] ]+", a))
+    choices = (a for a in sys.argv[1:] if re.fullmatch(r"[\w/]+(@[\w.]+)?=[\w\[\] ]+", a))
     given = [a for a in choices if not a.startswith(wrong + "=")]
     GlobalHydra.instance().clear()
     try:

@@ -7,38 +7,66 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from numpy.typing import NDArray
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
 from halflife.batches import Batch, DataModule
+from halflife.decay.configured import kernels
 from halflife.decay.kernel import Kernel
+from halflife.decay.none import NoDecay
 from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.text import TextEncoder
+from halflife.encoders.topics import Topics
 from halflife.errors import InputError, choice, number, shown, whole
-from halflife.interest import Attention, Pool
+from halflife.interest.compose import Interest
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 
 
-def score(decay: Kernel, interest: Pool | Attention, batch: Batch, items: Tensor) -> Tensor:
+def score(
+    decay: Kernel,
+    interest: Interest,
+    batch: Batch,
+    items: Tensor,
+    candidate_decay: Kernel | None = None,
+) -> Tensor:
     """Scores (B, C) of a batch: its clicks, faded by their age, against its candidates.
+
+    score_c = interest_c + log w(age of c), with the last term where `candidate_decay` is given: the odds of a
+    click fade as the item ages, by half in a half-life, whatever the reader's interest.
 
     Args:
         decay: age to log-weight.
-        interest: vectors and log-weights to scores.
+        interest: vectors, log-weights and ages to scores.
         batch: histories and candidates as places in its distinct items.
         items: vectors of those items.
+        candidate_decay: age of an item to log-weight; None where candidates do not fade.
 
     Shape: items (U, dim) → (B, C).
     """
     # embedding, not items[…]: the gradient of indexing adds up in whatever order the threads come
     history, candidates = embedding(batch.history, items), embedding(batch.candidates, items)
+    return score_vectors(decay, interest, batch, history, candidates, candidate_decay)
+
+
+def score_vectors(
+    decay: Kernel,
+    interest: Interest,
+    batch: Batch,
+    history: Tensor,
+    candidates: Tensor,
+    candidate_decay: Kernel | None = None,
+) -> Tensor:
+    """Scores (B, C) of a batch, the vectors of its clicks (B, H, dim) and candidates (B, C, dim) given."""
     if decay.signed:
-        history = history * decay.sign(batch.age).unsqueeze(-1)
-    return interest(history, decay(batch.age), batch.history_mask, candidates)
+        history = history * decay.sign_of(batch).unsqueeze(-1)
+    scores: Tensor = interest(history, decay.of(batch), batch.history_mask, candidates, batch.age)
+    return scores if candidate_decay is None else scores + candidate_decay.of_candidates(batch)
 
 
 class Recommender(pl.LightningModule):
@@ -47,7 +75,7 @@ class Recommender(pl.LightningModule):
     Args:
         encoder: items to vectors.
         decay: age to log-weight.
-        interest: vectors and log-weights to scores.
+        interest: vectors, log-weights and ages to scores.
         loss: scores, labels and mask to a scalar.
         metrics: computed on validation and test, by name.
         head_lr: learning rate of the projection and the interest model.
@@ -58,13 +86,18 @@ class Recommender(pl.LightningModule):
         schedule_epochs: the epoch at which `linear` and `cosine` reach 0.
         seed: of dropout, with the step: a resumed run draws what it would have drawn.
         unit: `days` or `rank`, for names.
+        impressions: of the training split, over which the kernels' priors are shared out.
+        candidate_decay: age of a candidate, in days, to log-weight, added to its score.
+
+    Raises:
+        InputError: for a setting out of range, or a kernel that does not fit where it is put.
     """
 
     def __init__(
         self,
-        encoder: TextEncoder | IdEmbedding,
+        encoder: TextEncoder | IdEmbedding | Topics,
         decay: Kernel,
-        interest: Pool | Attention,
+        interest: Interest,
         loss: Loss,
         metrics: dict[str, Any],
         head_lr: float,
@@ -75,6 +108,8 @@ class Recommender(pl.LightningModule):
         schedule_epochs: int,
         seed: int,
         unit: str,
+        impressions: int,
+        candidate_decay: Kernel | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.decay, self.interest, self.loss = encoder, decay, interest, loss
@@ -84,12 +119,21 @@ class Recommender(pl.LightningModule):
         self.warmup_steps = whole("optimizer.warmup_steps", warmup_steps, "steps", at_least=0)
         self.schedule = choice("optimizer.schedule", schedule, ["constant", "linear", "cosine"])
         self.schedule_epochs = whole("optimizer.schedule_epochs", schedule_epochs, "epochs", at_least=1)
-        self.seed = seed
+        self.seed, self.impressions = seed, impressions
+        self.candidate_decay = candidate_decay
+        if candidate_decay is not None:
+            _check_candidate_decay(candidate_decay)
         self.unit = "rank" if decay.ranks else unit
-        if decay.signed and isinstance(interest, Attention):
+        name = type(interest).__module__.rpartition(".")[2]
+        if decay.signed and not interest.signed:
             raise InputError(
-                f"interest must be pool for a kernel with negative weights, got attention with "
+                f"interest must be pool for a kernel with negative weights, got {name} with "
                 f"{type(decay).__name__}; add interest=pool, since a logarithm has no sign"
+            )
+        if interest.own_time and not isinstance(decay, NoDecay):
+            raise InputError(
+                f"decay must be none for interest={name}, which keeps its own time and reads no kernel, got "
+                f"{type(decay).__name__}; add decay=none"
             )
         self.val_metrics = MetricCollection(dict(metrics), prefix="val/")
         self.test_metrics = MetricCollection(dict(metrics), prefix="test/").clone(prefix="test/")
@@ -98,7 +142,11 @@ class Recommender(pl.LightningModule):
 
     def score(self, batch: Batch, items: Tensor) -> Tensor:
         """Scores (B, C) of a batch, given the vectors of its distinct items (U, dim)."""
-        return score(self.decay, self.interest, batch, items)
+        return score(self.decay, self.interest, batch, items, self.candidate_decay)
+
+    def kernels(self) -> list[Kernel]:
+        """The kernel of clicks, and that of candidates where there is one."""
+        return [self.decay] if self.candidate_decay is None else [self.decay, self.candidate_decay]
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores (B, C) of a batch, its items encoded here; logits, padded places included."""
@@ -131,7 +179,11 @@ class Recommender(pl.LightningModule):
                 prog_bar=True,
                 batch_size=len(batch),
             )
-        return loss
+        candidate_decay = self.candidate_decay
+        if candidate_decay is not None and candidate_decay.half_life is not None:
+            half_life = candidate_decay.half_life.detach()
+            self.log("decay/candidate_half_life_days", half_life, batch_size=len(batch))
+        return loss - sum(kernel.log_prior() for kernel in self.kernels()) / self.impressions
 
     def on_validation_epoch_start(self) -> None:
         self._vectors = self.encoder.catalogue()  # evaluation encodes the catalogue once
@@ -176,8 +228,9 @@ class Recommender(pl.LightningModule):
         backbone = getattr(self.encoder, "backbone", None)
         tuned = list(backbone.named_parameters()) if isinstance(backbone, nn.Module) else []
         inside = {id(p) for _, p in tuned}
-        decay = {id(p) for p in self.decay.parameters()}
-        head = [(n, p) for n, p in self.named_parameters() if id(p) not in inside | decay]
+        decay = [p for kernel in self.kernels() for p in kernel.parameters()]
+        inside |= {id(p) for p in decay}
+        head = [(n, p) for n, p in self.named_parameters() if id(p) not in inside]
         groups = []
         for name, lr, named in (("encoder", self.encoder.lr, tuned), ("head", self.head_lr, head)):
             for suffix, keep, weight_decay in (("", True, self.weight_decay), ("_no_decay", False, 0.0)):
@@ -187,7 +240,7 @@ class Recommender(pl.LightningModule):
                     groups.append(
                         {"params": params, "lr": lr, "weight_decay": weight_decay, "name": name + suffix}
                     )
-        learned = [p for p in self.decay.parameters() if p.requires_grad]
+        learned = [p for p in decay if p.requires_grad]
         if learned:
             groups.append({"params": learned, "lr": self.decay_lr, "weight_decay": 0.0, "name": "decay"})
         # one pass over the parameters; under mixed precision Lightning refuses to clip with it
@@ -233,6 +286,48 @@ class Recommender(pl.LightningModule):
         checkpoint["state_dict"] = {**have, **checkpoint["state_dict"]}
 
 
+def build(cfg: DictConfig, data: DataModule) -> Recommender:
+    """The module that a configuration names, over a log.
+
+    Args:
+        cfg: with the groups data, model, decay, interest, loss, metrics and optimizer, and the seed.
+        data: of the group data; told which tokens the encoder reads.
+    """
+    loss, (decay, candidate_decay) = instantiate(cfg.loss), kernels(cfg.decay)
+    # the log is built, and every split found to hold something, before a model is loaded
+    impressions = {split: len(data.rows(split)) for split in ("train", "val", "test")}
+    for kernel in (decay, candidate_decay):
+        kernel.bind(data.store)
+    encoder = instantiate(cfg.model)(store=data.store)
+    data.tokens = encoder.tokens if encoder.reads_tokens else None
+    return Recommender(
+        encoder,
+        decay,
+        instantiate(cfg.interest)(dim=encoder.dim),
+        loss,
+        instantiate(cfg.metrics),
+        **instantiate(cfg.optimizer),
+        seed=cfg.seed,
+        unit=data.unit,
+        impressions=impressions["train"],
+        candidate_decay=candidate_decay,
+    )
+
+
+def _check_candidate_decay(kernel: Kernel) -> None:
+    """Raise the InputError when a kernel cannot fade candidates."""
+    for wrong, why in (
+        (kernel.signed, "a logarithm has no sign"),
+        (kernel.ranks, "a candidate has an age but no place in the order of clicks"),
+        (kernel.clicks_only, "a candidate has no kind of event"),
+    ):
+        if wrong:
+            raise InputError(
+                f"decay.candidate must be a kernel of the age alone (days), got {type(kernel).__name__}; "
+                f"choose another one, since {why}"
+            )
+
+
 def identity(module: Recommender, data: DataModule) -> dict[str, str]:
     """What makes a run this run and no other, by the key that a user would set: its log and split, its parts.
 
@@ -247,7 +342,7 @@ def identity(module: Recommender, data: DataModule) -> dict[str, str]:
     return {
         "data": f"the log with fingerprint {data.store.about['fingerprint']}",
         "data.split": f"val {data.val_share:g}, test {data.test_share:g}",
-        "data.age": module.unit,
+        "data.age": data.age,
         "data.max_history": str(data.max_history),
         "data.min_history": str(data.min_history),
         **module.encoder.identity,

@@ -30,8 +30,11 @@ class Store:
     """A log as arrays on disk; a history is the range `event_item[start:end]`, never copied per impression.
 
     Arrays, all memory-mapped:
-        event_item (int32), event_time (int64, seconds): sorted by user, then time, then the log's own order.
+        event_item (int32), event_time (int64, seconds), event_kind (int16): sorted by user, then time, then
+            the log's own order. A kind's name is `about["kinds"][code]`.
         user_start (int64): where each user's events begin, one more than users.
+        item_category (int32): its name is `about["categories"][code]`, `unknown` where the log has none.
+        item_born (int64, seconds): published_s, or where the log has none, when the item is first seen in it.
         impression_user (int32), impression_time (int64): sorted by time.
         history_end (int64): end of the events strictly before the impression.
         candidate_start (int64), candidate_item (int32), candidate_label (int8): candidates as ranges.

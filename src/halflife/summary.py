@@ -22,6 +22,8 @@ from halflife.tracking import Speed, log_figure, write_table
 
 Array = NDArray[Any]
 
+GROUPS_SHOWN = 16  # half-lives of groups in the last table; decay.json has all
+
 SHOWN = {
     "AUC": "test/auc",
     "gAUC by impression": "test/gauc",
@@ -223,15 +225,21 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     table.add_section()
     unit = estimate["unit"]
     half_life = estimate[f"half_life_{unit}"]
+    name = f"half-life ({unit}), {estimate['kernel']}"
     if half_life is not None:
-        interval = (
-            f"{estimate['low']:.3g} – {estimate['high']:.3g}"
-            if estimate["low"] is not None
-            else "not identified"
+        interval = "fixed" if estimate["low"] is None else f"{estimate['low']:.3g} – {estimate['high']:.3g}"
+        table.add_row(name, f"{half_life:.3g}", interval, "", "")
+    elif estimate["how"].startswith("not identified"):
+        table.add_row(name, "not identified", "", "", "")
+    groups = estimate.get("half_lives", {})
+    for group, value in list(groups.items())[:GROUPS_SHOWN]:
+        table.add_row(f"  {group}", f"{value:.3g}", "", "", "")
+    if len(groups) > GROUPS_SHOWN:
+        table.add_row(f"  and {len(groups) - GROUPS_SHOWN} more in decay.json", "", "", "", "")
+    if "candidate_half_life_days" in estimate:
+        table.add_row(
+            "half-life (days) of candidates", f"{estimate['candidate_half_life_days']:.3g}", "", "", ""
         )
-        if estimate["how"].startswith("fixed"):
-            interval = "fixed"
-        table.add_row(f"half-life ({unit}), {estimate['kernel']}", f"{half_life:.3g}", interval, "", "")
     if found.get("decay/planted_half_life_days") is not None:
         table.add_row("half-life (days), planted", f"{found['decay/planted_half_life_days']:.3g}", "", "", "")
     table.add_section()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.func import functional_call
 
 from halflife.decay.buckets import Buckets
 from halflife.decay.exp_mixture import ExpMixture
@@ -13,6 +14,7 @@ from halflife.decay.fourier import Fourier
 from halflife.decay.gamma_hazard import GammaHazard
 from halflife.decay.gaussian import Gaussian
 from halflife.decay.general import General
+from halflife.decay.hawkes import Hawkes
 from halflife.decay.hyperbolic import Hyperbolic
 from halflife.decay.kernel import LEAST_WEIGHT, Kernel
 from halflife.decay.linear import Linear
@@ -109,6 +111,11 @@ CASES: dict[str, Case] = {
     "gamma_hazard 1.5": (GammaHazard(H, False, 1.5, False), lambda a: gamma(a, 1.5)),
     "gamma_hazard 4": (GammaHazard(H, False, 4.0, False), lambda a: gamma(a, 4.0)),
     "monotone": (Monotone(H, False, 2, 4.0, False), spline),
+    "hawkes": (
+        Hawkes(H, False, 0.3, False, 11.0, False, 1.5, False),
+        lambda a: 0.7 * 2 ** (-a / H) + 0.3 * math.exp(-(((a - 11) / 1.5) ** 2) / 2),
+    ),
+    "hawkes without return": (Hawkes(H, False, 0, False, 5.0, False, 1.0, False), lambda a: 2 ** (-a / H)),
     "general": (
         General(H, False, 0.2, False, 1.7, False, 0.6, False),
         lambda a: burr(a, 0.2, 1.7, 0.6),
@@ -211,6 +218,8 @@ GRADIENTS: dict[str, Kernel] = {
     "window": Window(H, True, 0.3, True),
     "monotone": Monotone(H, True, 3, 10.0, True),
     "general": General(H, True, 0.2, True, 1.3, True, 0.8, True),
+    "general steep": General(H, True, 0.2, True, 2.0, True, 50.0, True),
+    "hawkes": Hawkes(H, True, 0.3, True, 5.0, True, 2.0, True),
 }
 
 
@@ -231,6 +240,33 @@ def test_gradients_equal_finite_differences(family: str) -> None:
             flat[i] = start
             slope = (sums[0] - sums[1]) / (2 * step)
             assert parameter.grad.view(-1)[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("family", list(GRADIENTS))
+def test_second_derivatives_are_finite_at_ages_of_zero_and_of_decades(family: str) -> None:
+    """The half-life's interval is made of them."""
+    kernel = GRADIENTS[family].float()
+    names = [n for n, _ in kernel.named_parameters()]
+    start = tuple(p.detach() for p in kernel.parameters())
+    ages = torch.tensor([0.0, 1 / 86_400, 0.1, 7.0, 30 * 365.25])
+
+    def total(*values: torch.Tensor) -> torch.Tensor:
+        return functional_call(kernel, dict(zip(names, values, strict=True)), (ages,)).exp().sum()
+
+    second = torch.autograd.functional.hessian(total, start)
+    assert all(torch.isfinite(block).all() for row in second for block in row)
+
+
+def test_a_return_is_highest_at_its_peak_and_the_half_life_is_the_excitations() -> None:
+    kernel = Hawkes(2.0, False, 0.4, False, 30.0, False, 3.0, False).double()
+    ages = torch.linspace(15, 45, 301, dtype=torch.float64)
+    weights = kernel(ages).exp()
+    assert ages[weights.argmax()].item() == pytest.approx(30, abs=0.1)
+    assert weights.max().item() == pytest.approx(0.4, abs=1e-4)
+    near = kernel(torch.tensor([0.0, 2.0], dtype=torch.float64)).exp()
+    assert (near[1] / near[0]).item() == pytest.approx(0.5, rel=1e-5)
+    with pytest.raises(InputError, match=r"^decay\.share must be .* to be learned .*, got 0"):
+        Hawkes(2.0, True, 0, True, 30.0, True, 3.0, True)
 
 
 def test_a_mixture_knows_its_components() -> None:

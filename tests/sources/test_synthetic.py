@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "candidates": 4,
     "kernel": "exponential",
     "half_life_days": 3.0,
+    "half_life_sd": 0.0,
     "composition": "sink",
     "strength": 7.0,
     "bias": -3.0,
@@ -74,7 +75,11 @@ def by_hand(log: Tables, user: str, now: int, candidate: str, given: dict[str, A
         share = matching / total if total else 0.0
     else:
         share = matching
-    return 1 / (1 + math.exp(-(given["bias"] + given["strength"] * share)))
+    logit = given["bias"] + given["strength"] * share
+    if "news_half_life_days" in given:
+        published = dict(log.items.select("item_id", "published_s").iter_rows())
+        logit -= math.log(2) * (now - published[candidate]) / DAY_S / given["news_half_life_days"]
+    return 1 / (1 + math.exp(-logit))
 
 
 def past_of(log: Tables) -> dict[str, list[tuple[str, int]]]:
@@ -101,6 +106,21 @@ def test_the_probability_is_that_of_the_planted_kernel_over_the_past(kernel: str
             assert stored == pytest.approx(expected, rel=1e-9, abs=1e-12)
             with_a_past += expected > 1 / (1 + math.exp(-given["bias"])) + 1e-6
     assert with_a_past > 20  # else nothing was tested
+
+
+def test_news_die_where_that_is_planted() -> None:
+    log = newsroom(news_half_life_days=1.5)
+    assert log.truth is not None
+    assert log.truth["news_half_life_days"] == 1.5
+    odds = []
+    for user, now, candidates, _, probabilities in list(shown(log))[::5]:
+        for candidate, stored in zip(candidates, probabilities, strict=True):
+            given = SETTINGS | {"news_half_life_days": 1.5}
+            assert stored == pytest.approx(by_hand(log, user, now, candidate, given), rel=1e-9)
+            odds.append(stored / by_hand(log, user, now, candidate, SETTINGS))
+    assert max(odds) <= 1 + 1e-9  # an article is as fresh as ever on the moment it appears, and never fresher
+    assert min(odds) < 0.3
+    assert "news_half_life_days" not in newsroom().truth
 
 
 def test_another_half_life_does_not_explain_the_probabilities() -> None:
@@ -300,6 +320,7 @@ def test_every_topic_has_as_many_articles_and_words_that_no_other_has() -> None:
         ("strength", math.nan),
         ("bias", math.inf),
         ("seed", -1),
+        ("news_half_life_days", 0),
     ],
 )
 def test_a_setting_out_of_range_is_refused(name: str, value: Any) -> None:

@@ -4,7 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halflife.decay.kernel import LN2, Kernel, log_expm1, log_ratio, positive_parameter, share_parameter
+from halflife.decay.kernel import (
+    LN2,
+    Kernel,
+    log_expm1,
+    log_ratio,
+    log_sum,
+    positive_parameter,
+    share_parameter,
+)
 
 
 class General(Kernel):
@@ -78,4 +86,4 @@ class General(Kernel):
         # (a/τ)^β / s = (a/h)^β · (2^(1/s) − 1), as a logarithm: both factors overflow on their own.
         log_term = self.shape * log_ratio(age, self.half_life) + log_expm1(LN2 / self.tail)
         decaying = torch.where(age > 0, -self.tail * F.softplus(log_term), 0.0)
-        return torch.logaddexp(F.logsigmoid(self.floor_logit), F.logsigmoid(-self.floor_logit) + decaying)
+        return log_sum(F.logsigmoid(self.floor_logit), F.logsigmoid(-self.floor_logit) + decaying)

@@ -1,12 +1,17 @@
 """The kernel contract: age in, log-weight out."""
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from halflife.batches import Batch
 from halflife.errors import InputError, number, whole
+from halflife.store import Store
 
 LN2 = math.log(2.0)
 
@@ -26,7 +31,9 @@ class Kernel(nn.Module):
     (`data.age=rank`), the same number is a rank.
 
     Subclasses implement `log_weight`, and register what they learn with `positive_parameter`. What deviates
-    from w > 0, w(0) = 1 or never rising says so in the flags below; log w ≤ 0 and finite holds for all.
+    from w > 0, w(0) = 1 or never rising says so in the flags below; log w(age) ≤ 0 and finite holds for all.
+    A kernel that reads more of a history than ages overrides `of`, and `of_candidates` where it can serve as
+    `decay.candidate`.
     """
 
     signed = False
@@ -37,6 +44,12 @@ class Kernel(nn.Module):
 
     starts_at_one = True
     """False for a kernel with w(0) ≠ 1."""
+
+    bounded = True
+    """False for a kernel that may give a click of a history more weight than 1, in `of` alone."""
+
+    clicks_only = False
+    """True for a kernel that reads what only a click has, such as its kind: it cannot fade candidates."""
 
     ranks = False
     """True for a kernel that reads only the order of the ages in a row: its half-life is in ranks."""
@@ -62,6 +75,47 @@ class Kernel(nn.Module):
     def sign(self, age: Tensor) -> Tensor:
         """The sign of the weight, ±1, of the shape of `age`: w = sign · exp(log_weight)."""
         return torch.ones_like(age)
+
+    def bind(self, store: Store) -> None:
+        """Learn from the Store, before training, what a kernel needs to know of it, such as how many
+        categories there are. Most need nothing.
+        """
+
+    def of(self, batch: Batch) -> Tensor:
+        """log w of each click of the histories of a batch, (B, H); anything finite where padded."""
+        log_weight: Tensor = self(batch.age)
+        return log_weight
+
+    def sign_of(self, batch: Batch) -> Tensor:
+        """The sign of each weight that `of` gives, ±1, (B, H)."""
+        return self.sign(batch.age)
+
+    def of_candidates(self, batch: Batch) -> Tensor:
+        """log w of each candidate of a batch at its own age, (B, C): a kernel as `decay.candidate`."""
+        log_weight: Tensor = self(batch.candidate_age)
+        return log_weight
+
+    def log_prior(self) -> Tensor:
+        """Log density of what is learned hierarchically, a scalar with gradient; the fit adds it to the
+        log-likelihood, in which an impression counts as one observation.
+        """
+        return torch.zeros(())
+
+    def update_prior(self, variance: Mapping[str, Tensor]) -> float:
+        """Move what the prior learns from the data once the parameters are fitted.
+
+        Args:
+            variance: of each of the kernel's parameters at the fit, by its name: the diagonal of the inverse
+                of the Hessian of the loss that the prior is part of.
+
+        Returns:
+            How far, as a logarithm; 0 where there is nothing to learn. The fit is repeated until it is small.
+        """
+        return 0.0
+
+    def half_lives(self) -> dict[str, float]:
+        """The half-life of each group by its name, in the unit of the ages; empty where there is but one."""
+        return {}
 
     def forward(self, age: Tensor) -> Tensor:
         """A kernel is its log-weight: `log_weight`, in float32 at least, returned in the type of `age`.
@@ -151,6 +205,38 @@ def count(name: str, value: Any, at_least: int) -> int:
     return whole(name, value, "count", at_least=at_least)
 
 
+def inner_kernel(kernel: Callable[..., Kernel], half_life_days: float, learn: bool) -> Kernel:
+    """The kernel inside another one, of the half-life that the user gave to the outer one.
+
+    Args:
+        kernel: makes a kernel from `half_life_days` and `learn`; a partial of its class.
+        half_life_days: h > 0, in days.
+        learn: whether h is learned.
+
+    Raises:
+        InputError: when h is not a number above 0, the kernel takes none or was given another one.
+    """
+    number("decay.half_life_days", half_life_days, "days", above=0)
+    if not isinstance(kernel, partial) or not isinstance(kernel.func, type):
+        raise InputError(
+            f"decay.kernel must be a kernel (a choice of the group decay), got {kernel}; "
+            "choose one as decay@decay.kernel=exponential"
+        )
+    if "half_life_days" not in signature(kernel.func).parameters:
+        raise InputError(
+            f"decay.kernel must be a kernel of half_life_days (days), got {kernel.func.__name__}; "
+            "choose another one as decay@decay.kernel=exponential"
+        )
+    for key, outer in (("half_life_days", half_life_days), ("learn", learn)):
+        if kernel.keywords.get(key, outer) != outer:
+            raise InputError(
+                f"decay.kernel.{key} must be what decay.{key} is ({outer}), got {kernel.keywords[key]}; "
+                f"set decay.{key} instead"
+            )
+    inner: Kernel = kernel(half_life_days=half_life_days, learn=learn)
+    return inner
+
+
 def log_expm1(x: Tensor) -> Tensor:
     """log(eˣ − 1) for x > 0, without overflow at large x or cancellation at small x.
 
@@ -158,6 +244,17 @@ def log_expm1(x: Tensor) -> Tensor:
     tensor([-6.9073,  0.5413, 50.0000])
     """
     return x + torch.log(-torch.expm1(-x))
+
+
+def log_sum(left: Tensor, right: Tensor) -> Tensor:
+    """log(eˣ + eʸ), with a second derivative that is finite however far the two lie apart.
+
+    `torch.logaddexp` has none there, and the half-life's interval is made of second derivatives.
+
+    >>> log_sum(torch.tensor([0.0, -1e9]), torch.tensor([0.0, 1.0]))
+    tensor([0.6931, 1.0000])
+    """
+    return torch.stack(torch.broadcast_tensors(left, right)).logsumexp(0)
 
 
 def log_ratio(age: Tensor, scale: Tensor) -> Tensor:

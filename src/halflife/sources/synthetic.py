@@ -5,10 +5,11 @@ the rest comes from impressions, whose candidates they click with a probability 
 their past clicks, faded by the planted kernel:
 
     share_c = Σ_i w(age_i) · [topic_i = topic_c] / (Σ_i w(age_i) + 1)
-    P(click c) = σ(bias + strength · share_c)
+    P(click c) = σ(bias + strength · share_c − ln 2 · age of c / news_half_life)
 
-The 1 in the denominator is the sink: it lets interest fade with absence (DESIGN §5). Since the probability is
-known, so is the best AUC that any model can reach on these impressions.
+The last term is there only where news are planted to die, too. The 1 in the denominator is the sink: it lets
+interest fade with absence (DESIGN §5). Since the probability is known, so is the best AUC that any model can
+reach on these impressions.
 """
 
 from pathlib import Path
@@ -37,11 +38,13 @@ def read(
     candidates: int,
     kernel: str,
     half_life_days: float,
+    half_life_sd: float,
     composition: str,
     strength: float,
     bias: float,
     drift_days: float,
     seed: int,
+    news_half_life_days: float | None = None,
 ) -> Tables:
     """Simulate the newsroom.
 
@@ -52,12 +55,15 @@ def read(
         sessions_per_day: visits per reader and day, of a geometric number of page views each.
         candidates: articles in an impression, 2 to 12, each on a topic of its own.
         kernel: the planted family: `none`, `exponential`, `power` (α = 1), `weibull` (k = ½) or `gaussian`.
-        half_life_days: the planted half-life.
+        half_life_days: the planted half-life; the median one where readers differ.
+        half_life_sd: standard deviation of the log half-life over readers, 0 where all are alike.
         composition: `sink`, `normalised` (without the 1) or `sum` (without the denominator).
         strength: logit gained when every past click was on the candidate's topic.
         bias: logit of a click without any matching past.
         drift_days: mean time until a reader turns to other topics.
         seed: the same seed gives the same log, byte for byte.
+        news_half_life_days: time in which an article's age halves the odds of a click on it; None leaves
+            articles as fresh as on their first day.
 
     Raises:
         InputError: for a setting out of range.
@@ -65,6 +71,7 @@ def read(
     choice("data.source.kernel", kernel, ["none", "exponential", "power", "weibull", "gaussian"])
     choice("data.source.composition", composition, ["sink", "normalised", "sum"])
     number("data.source.half_life_days", half_life_days, "days", above=0)
+    number("data.source.half_life_sd", half_life_sd, "of the logarithm", at_least=0)
     users = whole("data.source.users", users, "readers", at_least=2)
     items = whole("data.source.items", items, "articles", at_least=2 * len(TOPICS))
     number("data.source.days", days, "days", above=0)
@@ -74,11 +81,16 @@ def read(
     number("data.source.bias", bias, "logit")
     number("data.source.drift_days", drift_days, "days", above=0)
     seed = whole("data.source.seed", seed, "integer", at_least=0)
+    if news_half_life_days is not None:
+        number("data.source.news_half_life_days", news_half_life_days, "days", above=0)
     rng = np.random.default_rng(seed)
 
     catalogue = _articles(rng, items, days)
     times, interest = _visits(rng, users, days, sessions_per_day, drift_days)
     is_impression = rng.random(times.shape) < 0.6
+    # readers who are all alike leave the generator where it was
+    spread = rng.normal(0.0, half_life_sd, users) if half_life_sd else np.zeros(users)
+    half_life = half_life_days * np.exp(spread)
 
     width = times.shape[1]
     past_topic = np.full((users, width * candidates), -1, np.int16)
@@ -104,12 +116,16 @@ def read(
         longest = int(n_past[asked].max(initial=0))
         age = (times[asked, step][:, None] - past_time[asked, :longest]) / DAY_S
         real = np.arange(longest) < n_past[asked][:, None]
-        weight = np.where(real, np.exp(log_weight(kernel, np.maximum(age, 0.0), half_life_days)), 0.0)
+        weight = np.where(real, np.exp(log_weight(kernel, np.maximum(age, 0.0), half_life[asked, None])), 0.0)
         match = past_topic[asked, :longest][:, None, :] == topics[:, :, None]
         share = np.einsum("uh,uch->uc", weight, match)
         if composition != "sum":
             share /= np.maximum(weight.sum(1) + (composition == "sink"), 1e-300)[:, None]
-        probability = 1.0 / (1.0 + np.exp(-(bias + strength * share)))
+        logit = bias + strength * share
+        if news_half_life_days is not None:
+            article_days = (times[asked, step][:, None] - catalogue["published"][item]) / DAY_S
+            logit -= np.log(2.0) * article_days / news_half_life_days
+        probability = 1.0 / (1.0 + np.exp(-logit))
         label = rng.random(probability.shape) < probability
         shown.append((asked, times[asked, step], item, label.astype(np.int8), probability))
         for c in range(candidates):
@@ -128,10 +144,13 @@ def read(
         "composition": composition,
         "strength": strength,
     }
-    return _tables(catalogue, events, shown, candidates, planted if kernel != "none" else {"kernel": "none"})
+    planted = planted if kernel != "none" else {"kernel": "none"}
+    if news_half_life_days is not None:
+        planted["news_half_life_days"] = news_half_life_days
+    return _tables(catalogue, events, shown, candidates, planted)
 
 
-def log_weight(kernel: str, age_days: Array, half_life_days: float) -> Array:
+def log_weight(kernel: str, age_days: Array, half_life_days: Array | float) -> Array:
     """The planted kernels in closed form, written apart from `halflife.decay` so that recovery is no circle.
 
     >>> np.exp(log_weight("exponential", np.array([0.0, 5.0]), 5.0))

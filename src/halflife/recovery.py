@@ -1,0 +1,288 @@
+"""Recovery: a half-life is planted in simulated logs and fitted again; bias, spread and coverage over seeds.
+
+python -m halflife.recovery kernel=exponential half_life_days=5 impressions=20000 seeds=30 out=DIR
+"""
+
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from halflife.cli import CONFIG_DIR, guarded, run_app
+from halflife.errors import InputError, choice, number, whole
+
+PLANTABLE = ["exponential", "power", "weibull", "gaussian"]
+PER_READER = 0.43  # impressions a reader and day of the newsroom, in training
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse settings before the first log is made.
+
+    Raises:
+        InputError: for a setting out of range.
+    """
+    choice("kernel", cfg.kernel, PLANTABLE)
+    choice("vectors", cfg.vectors, ["oracle", "frozen", "tuned"])
+    choice("control", cfg.control or "null", ["null", "none", "shuffled"])
+    for kernel in cfg.kernels:
+        choice("kernels", kernel, PLANTABLE)
+    number("half_life_days", cfg.half_life_days, "days", above=0)
+    number("impressions", cfg.impressions, "impressions", at_least=100)
+    number("days", cfg.days, "days", at_least=1)
+    number("user_sd", cfg.user_sd, "of the logarithm", at_least=0)
+    whole("seeds", cfg.seeds, "logs", at_least=1)
+    whole("workers", cfg.workers, "processes", at_least=1)
+
+
+def settings_of(cfg: DictConfig, seed: int, cache_dir: str) -> DictConfig:
+    """The configuration of one log."""
+    users = max(2, round(cfg.impressions / (PER_READER * cfg.days)))
+    changes: dict[str, Any] = {
+        "seed": seed,
+        "data": {"source": {"seed": seed, "users": users}, "cache_dir": cache_dir},
+    }
+    if cfg.control == "none":
+        changes["data"]["source"]["kernel"] = "none"
+    if cfg.control == "shuffled":
+        changes["data"]["age"] = "shuffled"
+    merged = OmegaConf.merge(cfg, changes)
+    merged.decay = kernel_config(cfg.kernel)
+    return DictConfig(merged)
+
+
+def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Simulate one log, fit it, and say what came out; the work of a process of its own.
+
+    Returns:
+        `seed`, `impressions`, `half_life_days`, `low`, `high`, `sd_log_half_life`, `identified`, `how`,
+        `gain` (nats over no decay), `aic` of each kernel and the `chosen` one; or `seed` and `failure`.
+    """
+    import torch
+    from hydra.utils import instantiate
+
+    from halflife.estimate import estimate, fit_likelihood, put
+    from halflife.likelihood import Likelihood
+
+    torch.set_num_threads(1)
+    cfg = OmegaConf.create(settings)
+    with tempfile.TemporaryDirectory(prefix="halflife-recovery-") as logs:
+        cfg = settings_of(cfg, seed, logs)
+        try:
+            module, data = trained(cfg)
+            likelihood = Likelihood(
+                module, data.sample("train", candidates=10**9), module.encoder.catalogue()
+            )
+            fit = fit_likelihood(likelihood)
+            put(module, fit)
+            found = estimate(module, fit)
+            aic = {cfg.kernel: 2 * (fit.point.value + len(likelihood.names))}
+            for name in cfg.kernels:
+                if name != cfg.kernel:
+                    other = likelihood.with_decay(instantiate(kernel_config(name)))
+                    point = other.minimise(fit.point.theta)
+                    aic[name] = 2 * (point.value + len(other.names))
+            if cfg.by_user:
+                spread = likelihood.by_user(fit.point)
+                aic[f"{cfg.kernel} by user"] = 2 * (spread.value + len(likelihood.names) + 1)
+        except (InputError, ArithmeticError, RuntimeError) as error:
+            return {"seed": seed, "failure": f"{type(error).__name__}: {error}"}
+    kept = ("half_life_days", "low", "high", "sd_log_half_life", "identified", "how")
+    return {
+        "seed": seed,
+        "impressions": len(likelihood.user),
+        **{k: found.get(k) for k in kept},
+        "gain": fit.gain,
+        "aic": aic,
+        "chosen": min(aic, key=lambda k: aic[k]),
+        "user_sd": spread.sd if cfg.by_user else None,
+    }
+
+
+def kernel_config(name: str) -> DictConfig:
+    """A kernel with the shape that the newsroom plants, and a half-life to learn."""
+    cfg = DictConfig(OmegaConf.load(CONFIG_DIR / "decay" / f"{name}.yaml"))
+    for key in ("learn_shape", "learn_alpha"):
+        if key in cfg:
+            cfg[key] = False
+    return cfg
+
+
+def trained(cfg: DictConfig) -> tuple[Any, Any]:
+    """A Recommender over one log: with the topics themselves for vectors, or with text, after training.
+
+    Returns:
+        The module and its DataModule.
+    """
+    import lightning.pytorch as pl
+    from hydra.utils import instantiate
+
+    from halflife.recommender import build
+    from halflife.tracking import quiet
+
+    quiet()
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = instantiate(cfg.data)
+    module = build(cfg, data)
+    if cfg.vectors != "oracle":
+        trainer = instantiate(cfg.trainer)(
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0
+        )
+        trainer.fit(module, train_dataloaders=data.train_dataloader())
+    return module.eval(), data
+
+
+def summarise(rows: list[dict[str, Any]], cfg: DictConfig) -> dict[str, Any]:
+    """What the seeds say together.
+
+    bias = exp(mean log ĥ) / h − 1 and sd of log ĥ over the logs that identified a half-life; coverage is the
+    share of their intervals that hold h, with Wilson's 95 % interval.
+
+    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (JASA 1927).
+    """
+    good = [r for r in rows if "failure" not in r]
+    told = [r for r in good if r["identified"]]
+    logs = np.array([math.log(r["half_life_days"]) for r in told])
+    planted = math.log(cfg.half_life_days)
+    covered = sum(r["low"] <= cfg.half_life_days <= r["high"] for r in told)
+    sd = float(logs.std(ddof=1)) if len(logs) > 1 else None
+    return {
+        "planted": {
+            k: cfg[k] for k in ("kernel", "half_life_days", "composition", "control", "user_sd", "days")
+        },
+        "vectors": cfg.vectors,
+        "seeds": len(rows),
+        "impressions": float(np.mean([r["impressions"] for r in good])) if good else None,
+        "bias": math.expm1(float(logs.mean()) - planted) if len(logs) else None,
+        "bias_se": sd / math.sqrt(len(logs)) if sd is not None else None,
+        "sd_log_half_life": sd,
+        "stated_sd_log_half_life": float(np.mean([r["sd_log_half_life"] for r in told])) if told else None,
+        "coverage": covered / len(told) if told else None,
+        "coverage_interval": wilson(covered, len(told)) if told else None,
+        "not_identified": len(good) - len(told),
+        "failures": len(rows) - len(good),
+        "chosen_kernel": dict(Counter(r["chosen"] for r in good)),
+        "logs": rows,
+    }
+
+
+def wilson(hits: int, n: int, z: float = 1.959963984540054) -> list[float]:
+    """Wilson's interval of a share.
+
+    >>> [round(x, 3) for x in wilson(28, 30)]
+    [0.787, 0.982]
+    """
+    middle, half = hits / n + z * z / (2 * n), z * math.sqrt(hits * (n - hits) / n**3 + z * z / (4 * n * n))
+    return [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
+
+
+def table(found: dict[str, Any]) -> Any:
+    """The last table."""
+    from rich.table import Table
+
+    p = found["planted"]
+    control = f", control {p['control']}" if p["control"] else ""
+    out = Table(title=f"{p['kernel']}, {p['half_life_days']:g} days, {p['composition']}{control}")
+    out.add_column(f"{found['vectors']} vectors")
+    out.add_column("", justify="right")
+
+    def show(name: str, key: str, form: str = "{:.3f}") -> None:
+        value = found[key]
+        out.add_row(name, "" if value is None else form.format(value))
+
+    show("logs", "seeds", "{}")
+    show("impressions in each", "impressions", "{:,.0f}")
+    show("bias of the half-life", "bias", "{:+.1%}")
+    show("sd of log half-life", "sd_log_half_life")
+    show("sd as stated", "stated_sd_log_half_life")
+    show("coverage of the 95 % interval", "coverage", "{:.2f}")
+    show("not identified", "not_identified", "{}")
+    show("failures", "failures", "{}")
+    for kernel, times in sorted(found["chosen_kernel"].items(), key=lambda x: -x[1]):
+        out.add_row(f"chosen: {kernel}", str(times))
+    for row in found["logs"]:
+        if "failure" in row:
+            out.add_row(f"seed {row['seed']}", row["failure"])
+    return out
+
+
+def picture(found: dict[str, Any], path: Path) -> None:
+    """Each log's half-life with its interval against the planted one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    told = sorted((r for r in found["logs"] if r.get("identified")), key=lambda r: r["half_life_days"])
+    planted = found["planted"]["half_life_days"]
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained", dpi=120)
+    for at, row in enumerate(told):
+        hit = row["low"] <= planted <= row["high"]
+        axes.plot([row["low"], row["high"]], [at, at], color="tab:blue" if hit else "tab:red", lw=1.5)
+        axes.plot(row["half_life_days"], at, "o", ms=3, color="tab:blue" if hit else "tab:red")
+    if found["planted"]["control"] is None:
+        axes.axvline(planted, color="tab:orange", ls=":", label=f"planted: {planted:g} days")
+        axes.legend(frameon=False)
+    missing = f"; {found['not_identified']} not identified" if found["not_identified"] else ""
+    axes.set(
+        xlabel="fitted half-life (days) and its 95 % interval; red misses",
+        ylabel=f"logs, in order{missing}",
+        yticks=[],
+        xscale="log",
+    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def results(cfg: DictConfig) -> Iterator[dict[str, Any]]:
+    """Every log's row, as it is done."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
+    if cfg.workers == 1:
+        yield from (one_log(plain, seed) for seed in seeds)
+        return
+    with ProcessPoolExecutor(cfg.workers, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(one_log, plain, seed) for seed in seeds]):
+            yield done.result()
+
+
+def run(cfg: DictConfig, run_dir: Path) -> float:
+    """Plant, fit, write `recovery.json` and `recovery.png`, and print the table.
+
+    Returns:
+        The absolute bias, or infinity where no log identified a half-life.
+    """
+    from rich.progress import track
+
+    from halflife.tracking import console, on_terminal
+
+    check(cfg)
+    rows = list(
+        track(results(cfg), total=cfg.seeds, description="logs", disable=not on_terminal(), transient=True)
+    )
+    found = summarise(sorted(rows, key=lambda r: r["seed"]), cfg)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "recovery.json").write_text(json.dumps(found, indent=2))
+    picture(found, run_dir / "recovery.png")
+    console().print(table(found))
+    return abs(found["bias"]) if found["bias"] is not None else math.inf
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="recovery")
+def main(cfg: DictConfig) -> float:
+    """Called by Hydra."""
+    return float(guarded(run, cfg, CONFIG_DIR / "recovery.yaml"))
+
+
+if __name__ == "__main__":
+    run_app(main, run, CONFIG_DIR / "recovery.yaml")
