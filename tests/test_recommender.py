@@ -1,6 +1,7 @@
 """One module: scores that do not depend on the batch, what trains and how fast, checkpoints, seeds."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -72,7 +73,13 @@ def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPa
     cache = tmp_path_factory.getbasetemp() / "vectors"
 
     def make(
-        encoder: str, interest: str = "sink", decay: Kernel | None = None, dim: int = 8, **changes: Any
+        encoder: str,
+        interest: str = "sink",
+        decay: Kernel | None = None,
+        dim: int = 8,
+        bert: Path = tiny_bert,
+        pooling: str = "mean",
+        **changes: Any,
     ) -> Recommender:
         torch.manual_seed(0)
         items: TextEncoder | IdEmbedding
@@ -81,9 +88,9 @@ def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPa
         else:
             items = TextEncoder(
                 small_log.store,
-                str(tiny_bert),
+                str(bert),
                 TUNINGS[encoder],
-                pooling="mean",
+                pooling=pooling,
                 dim=dim,
                 max_tokens=16,
                 lr=0.001,
@@ -382,7 +389,7 @@ def test_the_learning_rate_follows_its_schedule(
     make: Make, schedule: str, epochs: int, expected: dict[int, float]
 ) -> None:
     module = make("id", schedule=schedule, schedule_epochs=epochs, warmup_steps=10)
-    module._trainer = SimpleNamespace(max_epochs=1, estimated_stepping_batches=100)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(max_epochs=1, estimated_stepping_batches=100, precision="32-true")  # type: ignore[assignment]
     (factor, *_) = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas
     assert {step: factor(step) for step in expected} == pytest.approx(expected, abs=1e-6)
 
@@ -533,7 +540,7 @@ def test_a_checkpoint_holds_what_trained_and_gives_the_same_scores_back(
     dataset, rows = dataset_of(small_log, module), some_rows(small_log)
     expected = flat_scores(module, dataset, [rows])
     assert not torch.allclose(flat_scores(fresh, dataset, [rows]), expected, atol=1e-5)
-    check_checkpoint(path, fresh)
+    check_checkpoint(path, fresh, small_log)
     trainer = trainer_of(tmp_path)
     small_log.tokens = fresh.encoder.tokens if fresh.encoder.reads_tokens else None
     trainer.validate(fresh, datamodule=small_log, ckpt_path=path, verbose=False, weights_only=False)
@@ -559,10 +566,10 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_the_other_does(
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def refusal(path: Path, module: Recommender) -> str:
+def refusal(path: Path, module: Recommender, data: DataModule) -> str:
     """The sentence with which a checkpoint is refused."""
     with pytest.raises(InputError) as refused:
-        check_checkpoint(str(path), module)
+        check_checkpoint(str(path), module, data)
     sentence = str(refused.value)
     assert sentence.startswith("ckpt must be ")
     assert f"got {path}" in sentence
@@ -576,34 +583,102 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused_in_one_sentence(
 ) -> None:
     module = make("lora")
     fitted(module, small_log, tmp_path).save_checkpoint(good := tmp_path / "good.ckpt")
-    check_checkpoint(str(good), module)
+    check_checkpoint(str(good), module, small_log)
 
-    assert "does not exist" in refusal(tmp_path / "missing.ckpt", module)
-    assert "cannot be read" in refusal(tmp_path, module)
+    assert "does not exist" in refusal(tmp_path / "missing.ckpt", module, small_log)
+    assert "cannot be read" in refusal(tmp_path, module, small_log)
     content = good.read_bytes()
     for name, broken in {"empty": b"", "text": b"epoch: 3\n", "short": content[: len(content) // 2]}.items():
         (file := tmp_path / f"{name}.ckpt").write_bytes(broken)
-        assert "cannot be read" in refusal(file, module)
+        assert "cannot be read" in refusal(file, module, small_log)
     for name, foreign in {"lightning": {"state_dict": {}, "epoch": 3}, "tensor": torch.zeros(3)}.items():
         torch.save(foreign, file := tmp_path / f"{name}.ckpt")
-        assert "a checkpoint of a Halflife run" in refusal(file, module)
+        assert "a checkpoint of a Halflife run" in refusal(file, module, small_log)
+
+
+@pytest.fixture(scope="module")
+def other_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another pretrained model of the very same shapes."""
+    from transformers import AutoModel
+
+    place = tmp_path_factory.mktemp("other") / "bert"
+    shutil.copytree(tiny_bert, place)
+    model = AutoModel.from_pretrained(tiny_bert)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.5)
+    model.save_pretrained(place)
+    return place
 
 
 @pytest.mark.parametrize(
-    ("encoder", "changes", "differs"),
+    ("changes", "differs"),
     [
-        ("full", {}, "encoder.backbone"),
-        ("frozen", {}, "encoder.backbone"),
-        ("lora", {"dim": 4}, "encoder.projection.weight"),
-        ("lora", {"interest": "sum"}, "interest.log_sink"),
-        ("lora", {"decay": Exponential(half_life_days=2.0, learn=False)}, "decay.log_half_life"),
-        ("lora", {"decay": kernel_of("weibull")}, "decay.log_shape"),
+        ({"bert": "other"}, "model.pretrained is the model with weights "),
+        ({"pooling": "cls"}, "model.pooling is mean, not cls"),
+        ({"encoder": "id"}, "model is TextEncoder, not IdEmbedding"),
+        ({"encoder": "full"}, "encoder.backbone.base_model.model.encoder.layer.0.attention"),
+        ({"encoder": "frozen"}, "encoder.backbone.base_model.model.encoder.layer.0.attention"),
+        ({"dim": 4}, "encoder.projection.weight has the shape [8, 32], not [4, 32]"),
+        ({"interest": "log_bias"}, "interest is Pool, not Attention"),
+        ({"interest": "sum"}, "interest.composition is sink, not sum"),
+        ({"decay": Exponential(half_life_days=2.0, learn=False)}, "decay.log_half_life trains"),
+        ({"decay": kernel_of("gaussian")}, "decay is Exponential, not Gaussian"),
+        ({"decay": kernel_of("weibull")}, "decay is Exponential, not Weibull"),
+        ({"candidate_decay": kernel_of("power")}, "decay.candidate is null, not Power"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_and_says_where_it_differs(
-    make: Make, small_log: DataModule, tmp_path: Path, encoder: str, changes: dict[str, Any], differs: str
+    make: Make,
+    small_log: DataModule,
+    other_bert: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    differs: str,
 ) -> None:
-    fitted(make("lora"), small_log, tmp_path, limit_train_batches=1, limit_val_batches=0).save_checkpoint(
-        path := tmp_path / "run.ckpt"
-    )
-    assert f"differs in {differs}" in refusal(path, make(encoder, **changes))
+    trainer = fitted(make("lora"), small_log, tmp_path, limit_train_batches=1, limit_val_batches=0)
+    trainer.save_checkpoint(path := tmp_path / "run.ckpt")
+    bert = {"bert": other_bert} if "bert" in changes else {}
+    sentence = refusal(path, make(**({"encoder": "lora"} | changes | bert)), small_log)
+    assert f"in which {differs}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"source": {"seed": 2}}, "data is the log with fingerprint"),
+        ({"split": {"val": 0.15, "test": 0.2}}, "data.split is val 0.15, test 0.15, not val 0.15, test 0.2"),
+        ({"max_history": 5}, "data.max_history is 20, not 5"),
+        ({"age": "rank"}, "data.age is days, not rank"),
+    ],
+)
+def test_a_checkpoint_of_another_log_or_split_is_refused(
+    make: Make,
+    make_log: Callable[..., DataModule],
+    small_log: DataModule,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    key: str,
+) -> None:
+    trainer = fitted(make("id"), small_log, tmp_path, limit_train_batches=1, limit_val_batches=0)
+    trainer.save_checkpoint(path := tmp_path / "run.ckpt")
+    assert key in refusal(path, make("id"), make_log(**changes))
+
+
+def test_what_is_fixed_must_have_the_value_of_the_checkpoint(
+    make: Make, small_log: DataModule, tmp_path: Path
+) -> None:
+    there = make("id", decay=Exponential(half_life_days=2.0, learn=False))
+    trainer = fitted(there, small_log, tmp_path, limit_train_batches=1, limit_val_batches=0)
+    trainer.save_checkpoint(path := tmp_path / "run.ckpt")
+    here = make("id", decay=Exponential(half_life_days=3.0, learn=False))
+    assert "decay.log_half_life, which is fixed, has another value" in refusal(path, here, small_log)
+
+
+def test_a_run_may_go_on_with_other_rates_start_values_seed_and_batches(
+    make: Make, make_log: Callable[..., DataModule], small_log: DataModule, tmp_path: Path
+) -> None:
+    trainer = fitted(make("lora"), small_log, tmp_path, limit_train_batches=1, limit_val_batches=0)
+    trainer.save_checkpoint(path := tmp_path / "run.ckpt")
+    start = Exponential(half_life_days=9.0, learn=True)
+    other = make("lora", decay=start, head_lr=0.5, schedule="linear", schedule_epochs=7, seed=9)
+    check_checkpoint(str(path), other, make_log(batch_size=8, eval_batch_size=16, num_workers=1))

@@ -345,9 +345,9 @@ def identity(module: Recommender, data: DataModule) -> dict[str, str]:
         "data.age": data.age,
         "data.max_history": str(data.max_history),
         "data.min_history": str(data.min_history),
+        **{path.replace("encoder", "model"): name for path, name in parts.items()},
         **module.encoder.identity,
         **({} if composition is None else {"interest.composition": composition}),
-        **{path.replace("encoder", "model"): name for path, name in parts.items()},
     }
 
 
