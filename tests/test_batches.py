@@ -502,6 +502,15 @@ def test_a_log_without_impressions_is_sampled(make_log: Make, tmp_path: Path) ->
         ({"eval_batch_size": 0}, "data.eval_batch_size"),
         ({"num_workers": -1}, "data.num_workers"),
         ({"seed": -1}, "seed"),
+        ({"max_history": 2.5}, "data.max_history"),
+        ({"batch_size": "8"}, "data.batch_size"),
+        ({"num_workers": 1000}, "data.num_workers"),
+        ({"split": 0.1}, "data.split"),
+        ({"files": "a.csv"}, "data.files"),
+        ({"files": None}, "data.files"),
+        ({"cache_dir": None}, "data.cache_dir"),
+        ({"cache_dir": ""}, "data.cache_dir"),
+        ({"root": "/log"}, "data.root"),
     ],
 )
 def test_settings_out_of_range_are_refused(make_log: Make, changes: dict[str, Any], name: str) -> None:

@@ -221,6 +221,10 @@ def test_the_place_of_a_candidate_says_nothing_about_its_label() -> None:
         ("max_positives", 0),
         ("by", "popular"),
         ("seed", -1),
+        ("per_positive", 2.5),
+        ("max_positives", "10"),
+        ("seed", 1.5),
+        ("exclude_seen", "maybe"),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:

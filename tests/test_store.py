@@ -68,6 +68,15 @@ def log_of(
     return Tables(article_frame, event_frame, shown, **given)
 
 
+def wide_label(label: int | None) -> Tables:
+    """A log of one impression whose label no Int8 holds, as a source of one's own may give it."""
+    log = log_of(PAST, [("1", "u", START, ["a"], [1])])
+    assert isinstance(log.impressions, pl.DataFrame)
+    return replace(
+        log, impressions=log.impressions.with_columns(labels=pl.Series([[label]], dtype=pl.List(pl.Int64)))
+    )
+
+
 def built(log: Tables, directory: Path, negatives: Negatives | None = None) -> Store:
     directory.mkdir(exist_ok=True)
     build(log, negatives, directory)
@@ -314,6 +323,8 @@ def test_a_log_that_knows_no_truth_says_so(tmp_path: Path) -> None:
         (log_of(PAST, [("7", "u", START, ["a"], [1, 0])]), "one label a candidate, got impression 7"),
         (log_of(PAST, [("7", "u", START, [], [])]), "at least 1 item, got impression 7 with none"),
         (log_of(PAST, [("1", "u", START, ["a"], [2])]), "impressions.labels must be 0 or 1"),
+        (wide_label(300), "impressions.labels must be 0 or 1"),
+        (wide_label(None), "impressions.labels must be 0 or 1"),
         (log_of(PAST, [("1", "u", None, ["a"], [1])]), "impressions.timestamp_s must be known"),
         (log_of([*PAST, ("u", "a", None)], NOW), "events.timestamp_s must be known for every row, got 1"),
         (log_of([("u", "a", START * 1000)], NOW), "which are milliseconds"),

@@ -97,14 +97,21 @@ def test_lora_names_layers_by_any_end_of_their_name() -> None:
 def test_a_lora_target_that_matches_no_layer_is_refused_with_near_names() -> None:
     with pytest.raises(InputError, match=r"target_modules .*got qeury; did you mean query\?$"):
         tuning.lora(bert(), r=2, alpha=4.0, dropout=0.0, target_modules=["value", "qeury"])
-    with pytest.raises(InputError, match=r"got q_proj; choose one of dense, key, query, value$"):
+    with pytest.raises(InputError, match=r"\(dense, key, query, value\), got q_proj; choose one of them$"):
         tuning.lora(bert(), r=2, alpha=4.0, dropout=0.0, target_modules=["q_proj"])
+    with pytest.raises(InputError, match=r"must name linear layers .*, got none; "):
+        tuning.lora(bert(), r=2, alpha=4.0, dropout=0.0, target_modules=[])
+    with pytest.raises(
+        InputError, match=r"must be a list of names of linear layers, got query; write \[query\]$"
+    ):
+        tuning.lora(bert(), r=2, alpha=4.0, dropout=0.0, target_modules="query")
 
 
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
         ({"r": 0}, "r"),
+        ({"r": 2.5}, "r"),
         ({"alpha": 0.0}, "alpha"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
@@ -115,7 +122,9 @@ def test_lora_settings_out_of_range_are_refused(changes: dict[str, Any], name: s
         LORA(bert(), **changes)
 
 
-@pytest.mark.parametrize("k", [0, 4, -1])
-def test_last_k_is_refused_beyond_the_model(k: int) -> None:
-    with pytest.raises(InputError, match=rf"^model\.tuning\.k must be .*at most 3 \(blocks\), got {k};"):
+@pytest.mark.parametrize("k", [0, 4, -1, 1.5])
+def test_last_k_is_refused_beyond_the_model(k: float) -> None:
+    with pytest.raises(
+        InputError, match=rf"^model\.tuning\.k must be a whole number \(blocks\), got {k}; give 1 to 3"
+    ):
         tuning.last_k(bert(), k=k)

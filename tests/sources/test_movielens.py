@@ -135,6 +135,16 @@ def test_a_bad_line_is_named_with_file_line_and_value(tmp_path, line, parts):
     refused(write(tmp_path, "\n".join(lines) + "\n"), *parts)
 
 
+def test_a_file_that_stops_inside_its_last_field_is_refused(tmp_path):
+    last = RATINGS.count("\n")
+    for cut in (1, 4):
+        files = write(tmp_path, RATINGS[:-cut])
+        refused(files, f"ratings.csv line {last} must end in a line break", "download the file again")
+    zipped = gzip.compress(RATINGS[:-1].encode())  # cut off, it would say so itself
+    (tmp_path / "ratings.csv.gz").write_bytes(zipped)
+    movielens.read([tmp_path / "ratings.csv.gz", tmp_path / "movies.csv"])
+
+
 def test_the_first_of_many_bad_lines_is_named(tmp_path):
     rows = "".join(f"1,1,4.0,{i}\n" for i in range(200_000))
     bad = "userId,movieId,rating,timestamp\n" + rows + "1,1,x,1\n1,1,4.0,y\n"

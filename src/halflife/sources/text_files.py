@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -127,6 +128,7 @@ def _check(
         raise InputError(f"{file} must have at least 1 row, got a header alone; {AGAIN}")
     broken = [(row[f"rule{i}"], i) for i in range(len(rules)) if row[f"rule{i}"] is not None]
     if not broken and not row["suspect"]:
+        _check_end(file)
         return
     first, which = min(broken, default=(None, 0))
     for index, (line, fields) in enumerate(_checked_records(file, separator, columns)):
@@ -136,6 +138,27 @@ def _check(
             raise InputError(
                 f"{rule.column} in {file} line {line} must {rule.must}, got {_quoted(value)}; {rule.do}"
             )
+    _check_end(file)
+
+
+def _check_end(file: Path) -> None:
+    """Refuse a plain file that stops inside a line: of a timestamp cut short, nothing else would tell.
+
+    Raises:
+        InputError: when the last line has no line break. (A gzip file that is cut off says so itself.)
+    """
+    with file.open("rb") as stream:
+        if stream.read(2) == b"\x1f\x8b":
+            return
+        stream.seek(-1, os.SEEK_END)
+        if stream.read() in (b"\n", b"\r"):
+            return
+        stream.seek(0)
+        line = 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 24), b""))
+    raise InputError(
+        f"{file} line {line} must end in a line break, got the end of the file, as in one that was cut off; "
+        f"{AGAIN}, or add the line break if the line is whole"
+    )
 
 
 def _checked_records(file: Path, separator: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
