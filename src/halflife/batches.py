@@ -23,9 +23,7 @@ Array = NDArray[Any]
 PAD_AGE = 1e6
 """Age of a padded place: old enough to rank behind every click, small enough to square in float32."""
 
-BUCKET_BATCHES = (
-    16  # impressions are sorted by length within this many batches, so batches stay nearly random
-)
+BUCKET_BATCHES = 16  # sorted by length within this many batches, so batches stay nearly random
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,8 @@ class Batch:
         candidates: (B, C) int64, places in `item`.
         candidate_mask: (B, C) bool.
         candidate_age: (B, C) float32, days since the item appeared (`Store.item_born`), also under
-            `data.age=rank`, since an impression has a time; 0 for an item that appears later, and where
-            padded. Where negatives were drawn, a positive that nobody clicked before is of age 0 and no
-            negative is.
+            `data.age=rank`; 0 for an item that appears later, and where padded. Where negatives were drawn, a
+            positive that nobody clicked before is of age 0 and no negative is.
         label: (B, C) float32, 1 clicked.
         impression: (B,) int64, row of the Store.
         user: (B,) int64, user index.
@@ -131,9 +128,8 @@ class Impressions(Dataset[Batch]):
 
     def past_clicks(self, rows: Array) -> Array:
         """Clicks before the impression of each row."""
-        return np.asarray(
-            self.store.history_end[rows] - self.store.user_start[self.store.impression_user[rows]]
-        )
+        start = self.store.user_start[self.store.impression_user[rows]]
+        return np.asarray(self.store.history_end[rows] - start)
 
     def lengths(self, rows: Array) -> Array:
         """Clicks in the history of each row, after the cut to `max_history`."""
