@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from halflife.errors import InputError, choice, number
 from halflife.negatives import Negatives
+from halflife.ranges import ranges, shuffled
 from halflife.store import Store, open_or_build
 from halflife.tables import DAY_S, Tables, split_by_time
 
@@ -83,34 +84,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.impression)
-
-
-def ranges(start: Array, length: Array) -> tuple[Array, Array]:
-    """Padded indices of ranges: row r is start[r], start[r] + 1, … and then repeats its first place.
-
-    Returns:
-        index and mask, both (rows, longest), at least one column wide.
-
-    >>> index, mask = ranges(np.array([3, 9]), np.array([2, 1]))
-    >>> index.tolist(), mask.tolist()
-    ([[3, 4], [9, 9]], [[True, True], [True, False]])
-    """
-    place = np.arange(max(1, int(length.max(initial=0))))
-    mask = place < length[:, None]
-    return np.where(mask, start[:, None] + place, start[:, None]), mask
-
-
-def shuffled(rows: Array, mask: Array) -> Array:
-    """A permutation of the real places of each row, padded ones staying behind.
-
-    Keys are a hash of row and place (the finaliser of SplitMix64, Steele et al., OOPSLA 2014), so that a row
-    is dealt the same in every batch and epoch.
-    """
-    place = np.arange(mask.shape[1], dtype=np.uint64)
-    key: Array = (rows.astype(np.uint64)[:, None] << np.uint64(24)) + place
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
-    return np.argsort(np.where(mask, key >> np.uint64(1), np.iinfo(np.uint64).max), axis=1, kind="stable")
 
 
 class Impressions(Dataset[Batch]):
