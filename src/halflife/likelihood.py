@@ -53,10 +53,15 @@ class _Scores(nn.Module):
         super().__init__()
         self.decay, self.interest, self.candidate_decay = decay, interest, candidate_decay
 
+    def kernels(self) -> dict[str, Kernel]:
+        """The kernels by their names as parameters have them."""
+        both = {"decay": self.decay, "candidate_decay": self.candidate_decay}
+        return {name: kernel for name, kernel in both.items() if kernel is not None}
+
     def forward(self, part: _Part | None) -> Tensor:
-        """Scores of a part; the log prior of the decay parameters without one."""
+        """Scores of a part; the log prior of the kernels without one."""
         if part is None:
-            return self.decay.log_prior()
+            return torch.stack([kernel.log_prior() for kernel in self.kernels().values()]).sum()
         batch, history, candidates = part.batch, part.history, part.candidates
         return score_vectors(self.decay, self.interest, batch, history, candidates, self.candidate_decay)
 
@@ -89,10 +94,9 @@ class Likelihood:
         other._take(_Scores(decay, self._scores.interest, self._scores.candidate_decay))
         return other
 
-    @property
-    def decay(self) -> Kernel:
-        """The kernel; its prior as the fit left it."""
-        return self._scores.decay
+    def buffers(self) -> dict[str, Tensor]:
+        """What the kernels' priors learned, by name."""
+        return dict(self._scores.named_buffers())
 
     def _take(self, scores: _Scores) -> None:
         """Find what is free in a copy."""
@@ -296,18 +300,19 @@ class Likelihood:
         return found
 
     def _update_prior(self, theta: Tensor) -> float:
-        """Let the kernel's prior learn from how uncertain its parameters are; how far it moved."""
-        decay = self._scores.decay
-        shapes = {n: s for n, s in self._shapes.items() if n.startswith("decay.")}
-        if not any(s.numel() > 1 for s in shapes.values()):
+        """Let the kernels' priors learn from how uncertain their parameters are; how far they moved."""
+        if all(s.numel() == 1 for s in self._shapes.values()):
             return 0.0
         with torch.no_grad():
             named = dict(self._scores.named_parameters())
             for name, value in self.values(theta).items():
                 named[name].copy_(value)
-        variance = torch.linalg.pinv(self.curvature(theta)[2]).diagonal()
-        by_name = self.values(variance)
-        return abs(decay.update_prior({n.removeprefix("decay."): by_name[n].float() for n in shapes}))
+        variance = self.values(torch.linalg.pinv(self.curvature(theta)[2]).diagonal().float())
+        moved = 0.0
+        for name, kernel in self._scores.kernels().items():
+            own = {n.removeprefix(f"{name}."): v for n, v in variance.items() if n.startswith(f"{name}.")}
+            moved = max(moved, abs(kernel.update_prior(own)))
+        return moved
 
     def without_decay(self, theta: Tensor) -> Point | None:
         """The minimum where nothing fades, or None where the kernel's half-life is not free."""
