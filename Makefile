@@ -19,7 +19,7 @@ demo: setup  ## fit a planted half-life through a LoRA-tuned BERT, a few minutes
 	$(BIN)/python train.py model=bert_lora decay=exponential
 
 test: setup  ## the fast suite
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 
 test-slow: setup  ## everything, the minutes-long proofs included
 	$(BIN)/python -m pytest

@@ -12,6 +12,8 @@ import pytest
 # nothing here may wait for a network that a test machine does not have; set before transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+# the tensors of tests are small, and threads that wait for each other cost half as much again
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from halflife.batches import DataModule
 from halflife.sources import synthetic

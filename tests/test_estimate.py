@@ -5,6 +5,7 @@ none.
 import math
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from halflife import losses, metrics
 from halflife.batches import Batch, DataModule
 from halflife.decay.exponential import Exponential
 from halflife.decay.fourier import Fourier
+from halflife.decay.grouped import Grouped
 from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay
 from halflife.decay.weibull import Weibull
 from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, refit
 from halflife.interest.pool import Pool
+from halflife.likelihood import Likelihood
 from halflife.recommender import Recommender
 from halflife.sources.newsroom import TOPICS
 from halflife.store import Store
@@ -228,3 +231,38 @@ def test_an_interval_that_would_reach_no_decay_at_all_is_not_stated(seeds: list[
     # sd(1/h) / (1/h) = sd(log h), so 1/h − 1.96 sd(1/h) > 0 exactly where sd(log h) < 1/1.96
     assert pytest.approx(1 / 1.95996, rel=1e-4) == LARGEST_SD
     assert all(e["sd_log_half_life"] < LARGEST_SD for e in seeds)
+
+
+class Believer(Exponential):
+    """A kernel whose prior says the same of every half-life."""
+
+    def log_prior(self) -> Tensor:
+        return torch.tensor(-3.0)
+
+
+def test_the_priors_of_both_kernels_are_part_of_the_likelihood(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    values = []
+    for clicks, candidates in ((Exponential, Exponential), (Believer, Exponential), (Believer, Believer)):
+        module = module_of(data, clicks(half_life_days=2.0, learn=True))
+        module.candidate_decay = candidates(half_life_days=9.0, learn=True)
+        likelihood = Likelihood(module, data.sample("train"), module.encoder.catalogue())
+        assert "candidate_decay.log_half_life" in likelihood.names
+        assert likelihood.half_life == "decay.log_half_life"
+        values.append(likelihood.value(likelihood.start))
+    assert values[1] - values[0] == pytest.approx(3.0, abs=1e-3)
+    assert values[2] - values[0] == pytest.approx(6.0, abs=1e-3)
+
+
+def test_the_refit_estimates_how_far_groups_differ_and_tells_the_module(make_log: MakeLog) -> None:
+    data = log_of(make_log, 3)
+    kernel = Grouped(
+        2.0, True, "category", learn_groups=True, sd=0.5, estimate_sd=True, kernel=partial(Exponential)
+    )
+    kernel.bind(data.store)
+    module = module_of(data, kernel)
+    assert refit(module, data.sample("train")) is not None
+    assert kernel.sd < 0.3  # no group differs in the log, and half of the start's sd is far
+    half_lives = estimate(module, None)["half_lives"]
+    assert set(half_lives) == set(TOPICS)
+    assert all(abs(math.log(h / PLANTED_DAYS)) < 0.5 for h in half_lives.values())

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from halflife.errors import InputError, choice, listed, number, shown, text, whole
 from halflife.negatives import Negatives
+from halflife.ranges import ranges, shuffled
 from halflife.store import Store, open_or_build
 from halflife.tables import DAY_S, Tables, split_by_time
 
@@ -49,9 +50,8 @@ class Batch:
         candidates: (B, C) int64, places in `item`.
         candidate_mask: (B, C) bool.
         candidate_age: (B, C) float32, days since the item appeared (`Store.item_born`), also under
-            `data.age=rank`, since an impression has a time; 0 for an item that appears later, and where
-            padded. Where negatives were drawn, a positive that nobody clicked before is of age 0 and no
-            negative is.
+            `data.age=rank`; 0 for an item that appears later, and where padded. Where negatives were drawn, a
+            positive that nobody clicked before is of age 0 and no negative is.
         label: (B, C) float32, 1 clicked.
         impression: (B,) int64, row of the Store.
         user: (B,) int64, user index.
@@ -90,34 +90,6 @@ class Batch:
         return len(self.impression)
 
 
-def ranges(start: Array, length: Array) -> tuple[Array, Array]:
-    """Padded indices of ranges: row r is start[r], start[r] + 1, … and then repeats its first place.
-
-    Returns:
-        index and mask, both (rows, longest), at least one column wide.
-
-    >>> index, mask = ranges(np.array([3, 9]), np.array([2, 1]))
-    >>> index.tolist(), mask.tolist()
-    ([[3, 4], [9, 9]], [[True, True], [True, False]])
-    """
-    place = np.arange(max(1, int(length.max(initial=0))))
-    mask = place < length[:, None]
-    return np.where(mask, start[:, None] + place, start[:, None]), mask
-
-
-def shuffled(rows: Array, mask: Array) -> Array:
-    """A permutation of the real places of each row, padded ones staying behind.
-
-    Keys are a hash of row and place (the finaliser of SplitMix64, Steele et al., OOPSLA 2014), so that a row
-    is dealt the same in every batch and epoch.
-    """
-    place = np.arange(mask.shape[1], dtype=np.uint64)
-    key: Array = (rows.astype(np.uint64)[:, None] << np.uint64(24)) + place
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
-    return np.argsort(np.where(mask, key >> np.uint64(1), np.iinfo(np.uint64).max), axis=1, kind="stable")
-
-
 class Impressions(Dataset[Batch]):
     """Rows of the Store, asked for a batch at a time.
 
@@ -133,9 +105,8 @@ class Impressions(Dataset[Batch]):
 
     def past_clicks(self, rows: Array) -> Array:
         """Clicks before the impression of each row."""
-        return np.asarray(
-            self.store.history_end[rows] - self.store.user_start[self.store.impression_user[rows]]
-        )
+        start = self.store.user_start[self.store.impression_user[rows]]
+        return np.asarray(self.store.history_end[rows] - start)
 
     def lengths(self, rows: Array) -> Array:
         """Clicks in the history of each row, after the cut to `max_history`."""

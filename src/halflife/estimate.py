@@ -71,8 +71,8 @@ def put(module: Recommender, fit: Fit) -> None:
     named = dict(module.named_parameters())
     for name, value in fit.likelihood.values(fit.point.theta).items():
         named[name].copy_(value)
-    for name, buffer in fit.likelihood.decay.named_buffers():  # what a prior learned
-        module.decay.get_buffer(name).copy_(buffer)
+    for name, buffer in fit.likelihood.buffers().items():
+        module.get_buffer(name).copy_(buffer)
 
 
 def fit_likelihood(likelihood: Likelihood) -> Fit:

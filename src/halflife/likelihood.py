@@ -6,15 +6,10 @@ whatever is summed over impressions is float64, which leaves about 10⁻⁵ nats
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, vmap
 from torch.nn.functional import embedding
@@ -22,11 +17,9 @@ from torch.nn.functional import embedding
 from halflife.batches import Batch
 from halflife.decay.kernel import Kernel
 from halflife.interest.compose import Interest
+from halflife.ranges import shuffled
 from halflife.recommender import Recommender, score_vectors
 
-Array = NDArray[Any]
-
-NODES = 9  # of the quadrature over users
 LARGEST = 64  # numbers of one parameter; what is larger (one number a user) stays as training left it
 PRIOR_STEPS, PRIOR_STILL = 20, 0.02  # of an estimated prior, and the move of its logarithm that ends them
 STEPS = 40  # of one minimisation; a dozen is usual, and a half-life that runs away to infinity stops here
@@ -53,13 +46,6 @@ class _Part:
     candidates: Tensor
 
 
-@dataclass(frozen=True)
-class Spread(Point):
-    """A minimum at which half-lives differ between users: `sd` is that of their logarithm."""
-
-    sd: float
-
-
 class _Scores(nn.Module):
     """Scores as a function of the decay and interest parameters alone."""
 
@@ -67,10 +53,15 @@ class _Scores(nn.Module):
         super().__init__()
         self.decay, self.interest, self.candidate_decay = decay, interest, candidate_decay
 
+    def kernels(self) -> dict[str, Kernel]:
+        """The kernels by their names as parameters have them."""
+        both = {"decay": self.decay, "candidate_decay": self.candidate_decay}
+        return {name: kernel for name, kernel in both.items() if kernel is not None}
+
     def forward(self, part: _Part | None) -> Tensor:
-        """Scores of a part; the log prior of the decay parameters without one."""
+        """Scores of a part; the log prior of the kernels without one."""
         if part is None:
-            return self.decay.log_prior()
+            return torch.stack([kernel.log_prior() for kernel in self.kernels().values()]).sum()
         batch, history, candidates = part.batch, part.history, part.candidates
         return score_vectors(self.decay, self.interest, batch, history, candidates, self.candidate_decay)
 
@@ -103,10 +94,9 @@ class Likelihood:
         other._take(_Scores(decay, self._scores.interest, self._scores.candidate_decay))
         return other
 
-    @property
-    def decay(self) -> Kernel:
-        """The kernel; its prior as the fit left it."""
-        return self._scores.decay
+    def buffers(self) -> dict[str, Tensor]:
+        """What the kernels' priors learned, by name."""
+        return dict(self._scores.named_buffers())
 
     def _take(self, scores: _Scores) -> None:
         """Find what is free in a copy."""
@@ -239,53 +229,12 @@ class Likelihood:
                 damping = max(damping * 10, 1e-4)
         return Point(theta, value)
 
-    def by_user(self, point: Point) -> Spread:
-        """The minimum of the marginal −log L when each user's half-life is h · e^(sd·z), z ~ Normal(0, 1).
-
-        −Σ_u log ∫ exp(−Σ_{i of u} nll_i(θ, h·e^(sd·z))) φ(z) dz, by Gauss–Hermite quadrature. An average over
-        exponentials is a power law: this is what a power law has to be compared with before it is believed.
-
-        Args:
-            point: where all users are alike; the search starts there, at sd = 0.3.
-
-        Source: Pinheiro & Bates, Approximations to the Log-Likelihood Function in the Nonlinear Mixed-Effects
-        Model (JCGS 1995), section 2.4.
-        """
-        nodes, mass = np.polynomial.hermite_e.hermegauss(NODES)
-        log_mass = torch.from_numpy(np.log(mass / mass.sum()))
-        _, owner = torch.unique(self.user, return_inverse=True)
-        at = self.names.index(str(self.half_life))
-
-        def moved(x: Array, z: float) -> Tensor:
-            theta = torch.from_numpy(x[:-1].copy())
-            theta[at] += math.exp(x[-1]) * z
-            return theta
-
-        def marginal(x: Array) -> tuple[float, Array]:
-            each = torch.stack([self._per_impression(moved(x, z)) for z in nodes])  # (nodes, impressions)
-            per_user = torch.zeros(NODES, int(owner.max()) + 1, dtype=torch.float64).index_add_(
-                1, owner, each
-            )
-            joint = log_mass.unsqueeze(1) - per_user
-            posterior = joint.softmax(0)[:, owner]
-            slope = np.zeros_like(x)
-            for z, weight in zip(nodes, posterior, strict=True):
-                own = self._slope(moved(x, z), weight).numpy()
-                slope[:-1] += own
-                slope[-1] += own[at] * z * math.exp(x[-1])
-            return -float(joint.logsumexp(0).sum()), slope
-
-        start = np.r_[point.theta.numpy(), math.log(0.3)]
-        box = [(None, None)] * len(point.theta) + [(math.log(1e-3), math.log(3.0))]
-        found = minimize(marginal, start, jac=True, method="L-BFGS-B", bounds=box, options={"maxiter": 40})
-        return Spread(torch.from_numpy(found.x[:-1]), float(found.fun), math.exp(found.x[-1]))
-
     @torch.no_grad()
-    def _per_impression(self, theta: Tensor) -> Tensor:
+    def per_impression(self, theta: Tensor) -> Tensor:
         """nll of each impression, (impressions,)."""
         return torch.cat([self._each(self._score(theta, p), p).double() for p in self._parts])
 
-    def _slope(self, theta: Tensor, weight: Tensor) -> Tensor:
+    def slope(self, theta: Tensor, weight: Tensor) -> Tensor:
         """Slope of Σ_i w_i · nll_i."""
         total = torch.zeros_like(theta)
         for part, w in zip(self._parts, self._weights(weight), strict=True):
@@ -322,15 +271,12 @@ class Likelihood:
     def shuffled(self, seed: int) -> "Likelihood":
         """The same impressions, their ages dealt out anew among the clicks of each history."""
         other = copy.copy(self)
-        generator = torch.Generator().manual_seed(seed)
         other._parts = []
         for part in self._parts:
-            mask = part.batch.history_mask
-            key = torch.rand(mask.shape, generator=generator).masked_fill(
-                ~mask, 2.0
-            )  # padded ones stay behind
-            age = part.batch.age.gather(1, key.argsort(1))
-            other._parts.append(replace(part, batch=replace(part.batch, age=age)))
+            batch = part.batch
+            dealt = shuffled(batch.impression.numpy(), batch.history_mask.numpy(), seed)
+            age = batch.age.gather(1, torch.from_numpy(dealt))
+            other._parts.append(replace(part, batch=replace(batch, age=age)))
         return other
 
     def best(self) -> Point:
@@ -354,18 +300,19 @@ class Likelihood:
         return found
 
     def _update_prior(self, theta: Tensor) -> float:
-        """Let the kernel's prior learn from how uncertain its parameters are; how far it moved."""
-        decay = self._scores.decay
-        shapes = {n: s for n, s in self._shapes.items() if n.startswith("decay.")}
-        if not any(s.numel() > 1 for s in shapes.values()):
+        """Let the kernels' priors learn from how uncertain their parameters are; how far they moved."""
+        if all(s.numel() == 1 for s in self._shapes.values()):
             return 0.0
         with torch.no_grad():
             named = dict(self._scores.named_parameters())
             for name, value in self.values(theta).items():
                 named[name].copy_(value)
-        variance = torch.linalg.pinv(self.curvature(theta)[2]).diagonal()
-        by_name = self.values(variance)
-        return abs(decay.update_prior({n.removeprefix("decay."): by_name[n].float() for n in shapes}))
+        variance = self.values(torch.linalg.pinv(self.curvature(theta)[2]).diagonal().float())
+        moved = 0.0
+        for name, kernel in self._scores.kernels().items():
+            own = {n.removeprefix(f"{name}."): v for n, v in variance.items() if n.startswith(f"{name}.")}
+            moved = max(moved, abs(kernel.update_prior(own)))
+        return moved
 
     def without_decay(self, theta: Tensor) -> Point | None:
         """The minimum where nothing fades, or None where the kernel's half-life is not free."""

@@ -183,6 +183,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
     inside = x[y > -depth]
     axes.set_xlim(inside.min() / 1.5, inside.max() * 1.5)
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False)
     figure.savefig(path)
     plt.close(figure)

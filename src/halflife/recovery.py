@@ -70,6 +70,7 @@ def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     from hydra.utils import instantiate
 
     from halflife.estimate import estimate, fit_likelihood, put
+    from halflife.heterogeneity import by_user
     from halflife.likelihood import Likelihood
 
     torch.set_num_threads(1)
@@ -91,7 +92,7 @@ def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
                     point = other.minimise(fit.point.theta)
                     aic[name] = 2 * (point.value + len(other.names))
             if cfg.by_user:
-                spread = likelihood.by_user(fit.point)
+                spread = by_user(likelihood, fit.point)
                 aic[f"{cfg.kernel} by user"] = 2 * (spread.value + len(likelihood.names) + 1)
         except (InputError, ArithmeticError, RuntimeError) as error:
             return {"seed": seed, "failure": f"{type(error).__name__}: {error}"}

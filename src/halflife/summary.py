@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from halflife import metrics
-from halflife.batches import ranges
+from halflife.ranges import ranges
 from halflife.recommender import Recommender
 from halflife.store import Store
 from halflife.tables import DAY_S

@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from halflife.batches import Batch, ranges
+from halflife.batches import Batch
 from halflife.errors import InputError, flag, listed
 from halflife.estimate import Fit
+from halflife.ranges import ranges
 from halflife.recommender import Recommender
 
 Array = NDArray[Any]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halflife.batches import Batch
-from halflife.decay.kernel import LARGEST_AGE, LN2, Kernel, log_expm1, log_ratio, positive_parameter
+from halflife.decay.kernel import LARGEST_AGE, LN2, Kernel, log_lomax, log_ratio, positive_parameter
 
 
 class Actr(Kernel):
@@ -75,8 +75,8 @@ class Actr(Kernel):
 
     def _log_power(self, age: Tensor) -> Tensor:
         """−α · log(1 + a/τ)."""
-        log_share = log_ratio(age, self.half_life) + log_expm1(LN2 * self.temperature / self.alpha)
-        return torch.where(age > 0, -self.alpha * F.softplus(log_share), 0.0)
+        faded = log_lomax(log_ratio(age, self.half_life), self.alpha, LN2 * self.temperature)
+        return torch.where(age > 0, faded, 0.0)
 
     def log_weight(self, age: Tensor) -> Tensor:
         return self._log_power(age) / self.temperature

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from halflife.batches import Batch
-from halflife.decay.kernel import Kernel, inner_kernel, log_sum, share_parameter
+from halflife.decay.kernel import Kernel, above_floor, inner_kernel, share_parameter
 from halflife.errors import InputError
 from halflife.store import Store
 
@@ -71,7 +70,7 @@ class Floor(Kernel):
         return own + (1 - own) * self.kernel.floor
 
     def _raised(self, decaying: Tensor) -> Tensor:
-        return log_sum(F.logsigmoid(self.floor_logit), F.logsigmoid(-self.floor_logit) + decaying)
+        return above_floor(decaying, self.floor_logit)
 
     def log_weight(self, age: Tensor) -> Tensor:
         return self._raised(self.kernel.log_weight(age))

@@ -1,15 +1,14 @@
 """One family that holds most of the others: a long-term floor, a shape and a tail."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from halflife.decay.kernel import (
     LN2,
     Kernel,
-    log_expm1,
+    above_floor,
+    log_lomax,
     log_ratio,
-    log_sum,
     positive_parameter,
     share_parameter,
 )
@@ -84,6 +83,5 @@ class General(Kernel):
 
     def log_weight(self, age: Tensor) -> Tensor:
         # (a/τ)^β / s = (a/h)^β · (2^(1/s) − 1), as a logarithm: both factors overflow on their own.
-        log_term = self.shape * log_ratio(age, self.half_life) + log_expm1(LN2 / self.tail)
-        decaying = torch.where(age > 0, -self.tail * F.softplus(log_term), 0.0)
-        return log_sum(F.logsigmoid(self.floor_logit), F.logsigmoid(-self.floor_logit) + decaying)
+        faded = log_lomax(self.shape * log_ratio(age, self.half_life), self.tail, LN2)
+        return above_floor(torch.where(age > 0, faded, 0.0), self.floor_logit)

@@ -131,8 +131,8 @@ class Grouped(Kernel):
         """The group of each impression, (B, 1)."""
         if self.by == "user":
             return batch.user.unsqueeze(1)
-        doubling = batch.past_clicks.clamp(min=1).double().log2().long()
-        return doubling.clamp(max=len(self.names) - 1).unsqueeze(1)
+        doublings = 2 ** torch.arange(1, len(self.names), device=batch.past_clicks.device)
+        return torch.bucketize(batch.past_clicks, doublings, right=True).unsqueeze(1)
 
     def _stretched(self, age: Tensor, group: Tensor) -> Tensor:
         # embedding, not deviation[…]: the gradient of indexing adds up in whatever order the threads come

@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halflife.batches import Batch
@@ -255,6 +256,27 @@ def log_sum(left: Tensor, right: Tensor) -> Tensor:
     tensor([0.6931, 1.0000])
     """
     return torch.stack(torch.broadcast_tensors(left, right)).logsumexp(0)
+
+
+def log_lomax(log_age: Tensor, tail: Tensor, log_fall: Tensor | float) -> Tensor:
+    """−s · log(1 + x · (e^(l/s) − 1)): the log-weight of a power law that has fallen by e^(−l) at x = 1.
+
+    As a softplus of logarithms: the scale that (e^(l/s) − 1) stands for underflows at a small s.
+
+    Args:
+        log_age: log x, of the age over the age at which it has fallen so far.
+        tail: s > 0.
+        log_fall: l > 0; ln 2 where that age is a half-life.
+
+    >>> log_lomax(torch.tensor([0.0]), torch.tensor(1.0), LN2).exp()
+    tensor([0.5000])
+    """
+    return -tail * F.softplus(log_age + log_expm1(log_fall / tail))
+
+
+def above_floor(decaying: Tensor, floor_logit: Tensor) -> Tensor:
+    """log(c + (1 − c) · w), from log w and the logit of the floor c."""
+    return log_sum(F.logsigmoid(floor_logit), F.logsigmoid(-floor_logit) + decaying)
 
 
 def log_ratio(age: Tensor, scale: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """Power-law decay: fast at first, then ever slower."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from halflife.decay.kernel import LN2, Kernel, log_expm1, log_ratio, positive_parameter
+from halflife.decay.kernel import LN2, Kernel, log_lomax, log_ratio, positive_parameter
 
 
 class Power(Kernel):
@@ -48,6 +47,5 @@ class Power(Kernel):
         return self.log_alpha.exp()
 
     def log_weight(self, age: Tensor) -> Tensor:
-        # log(1 + a/τ) = softplus(log a − log τ): τ itself underflows at a small α.
-        log_share = log_ratio(age, self.half_life) + log_expm1(LN2 / self.alpha)
-        return torch.where(age > 0, -self.alpha * F.softplus(log_share), 0.0)
+        faded = log_lomax(log_ratio(age, self.half_life), self.alpha, LN2)
+        return torch.where(age > 0, faded, 0.0)
