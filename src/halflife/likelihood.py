@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacfwd, vmap
+from torch.func import functional_call, grad, hessian, jacfwd
 from torch.nn.functional import embedding
 
 from halflife.batches import Batch
@@ -170,13 +170,13 @@ class Likelihood:
 
     def _by_score(self, score: Tensor, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Negative log-likelihoods, and their first and second derivatives in the impression's own scores."""
-        label, mask = part.batch.label, part.batch.candidate_mask
-
-        def one(s: Tensor, y: Tensor, m: Tensor) -> Tensor:
-            return self._loss(s[None], y[None], m[None], reduction="sum")[0]
-
-        g, h = vmap(grad(one))(score, label, mask), vmap(hessian(one))(score, label, mask)
-        return self._each(score, part), g, h
+        # impressions do not touch each other, so that a slope of a sum is each impression's own
+        with torch.enable_grad():
+            at = score.detach().requires_grad_()
+            each = self._each(at, part)
+            (g,) = torch.autograd.grad(each.sum(), at, create_graph=True)
+            rows = [torch.autograd.grad(x.sum(), at, retain_graph=True)[0] for x in g.unbind(1)]
+        return each.detach(), g.detach(), torch.stack(rows, dim=1)
 
     def exact(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The slope of each impression's nll, (impressions, P), and the Hessian of −log L, (P, P)."""
