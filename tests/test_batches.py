@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from halflife.arrays import build
 from halflife.batches import PAD_AGE, Batch, BatchRows, DataModule, Impressions
-from halflife.errors import InputError
+from halflife.errors import InputError, shown
 from halflife.negatives import Negatives
 from halflife.store import Store
 from halflife.tables import DAY_S, Tables
@@ -446,7 +446,7 @@ def test_a_missing_root_is_refused(of_files: Make, tmp_path: Path) -> None:
     for root in (None, str(tmp_path / "nowhere"), str(tmp_path / "log" / "items.csv")):
         message = refused(lambda root=root: of_files(root=root).store)
         assert message == (
-            f"data.root must be the folder that holds events.csv, items.csv, got {root}; give its path"
+            f"data.root must be the folder that holds events.csv, items.csv, got {shown(root)}; give its path"
         )
 
 
@@ -454,7 +454,7 @@ def test_a_missing_file_is_named(of_files: Make, tmp_path: Path) -> None:
     (tmp_path / "log" / "items.csv").unlink()
     message = refused(lambda: of_files().store)
     assert message.startswith(
-        f"data.root must hold items.csv, got {tmp_path / 'log'} without it; put the file"
+        f"data.root must hold items.csv, got {tmp_path / 'log'} without it; put it there"
     )
     (tmp_path / "log" / "items.csv").mkdir()  # a folder of that name is no file
     assert refused(lambda: of_files().store) == message

@@ -276,7 +276,7 @@ def test_labels_between_classes_and_rows_of_two_lengths_are_refused() -> None:
 def test_wrong_settings_say_what_to_do() -> None:
     with pytest.raises(InputError, match="did you mean impression"):
         GroupedAUC(by="impresion")
-    with pytest.raises(InputError, match="choose one of half, skip"):
+    with pytest.raises(InputError, match="must be one of skip, half, got drop"):
         GroupedAUC(single_class="drop")
     with pytest.raises(InputError, match="did you mean zero"):
         MRR(no_positive="zeros")

@@ -32,7 +32,8 @@ def found(tmp_path: Path, *overrides: str) -> dict[str, Any]:
         ("half_life_days=0", "half_life_days must be a number above 0"),
         ("impressions=3", "impressions must be a number at least 100"),
         ("control=shufled", "control must be one of"),
-        ("seeds=0", "seeds must be a number at least 1"),
+        ("seeds=0", "seeds must be a whole number .logs., got 0"),
+        ("seeds=2.5", "seeds must be a whole number .logs., got 2.5"),
         ("user_sd=-1", "user_sd must be a number at least 0"),
     ],
 )

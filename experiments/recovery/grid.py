@@ -51,7 +51,7 @@ def composed(name: str, words: list[str], out: Path) -> DictConfig:
 
 
 def main() -> None:
-    """Run the cells that are not there yet, logs of all cells in one pool; a cell is written when it is whole."""
+    """Run the cells that are not there yet, all in one pool; a cell is written when it is whole."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path, help="where each cell's recovery.json and picture go")
     parser.add_argument("--workers", type=int, default=2, help="processes")

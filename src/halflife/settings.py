@@ -33,10 +33,9 @@ def check(cfg: Mapping[str, Any]) -> None:
                 f"{key} must be a key of the configuration, got an unknown one; {near(key, KEYS)}"
             )
     for group in GROUPS:
-        if not isinstance(cfg.get(group), Mapping):
-            raise InputError(
-                f"{group} must be given, got {shown(cfg.get(group))}; add {group}=CHOICE, see --help"
-            )
+        given = cfg.get(group)
+        if not isinstance(given, Mapping) or (group == "decay" and "_target_" not in given):
+            raise InputError(f"{group} must be given, got nothing; add {group}=CHOICE, see --help")
     whole("seed", cfg["seed"], "integer", at_least=0, at_most=LARGEST_SEED)
     if cfg["ckpt"] is not None:
         text("ckpt", cfg["ckpt"], "a checkpoint file")

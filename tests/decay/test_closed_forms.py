@@ -25,7 +25,7 @@ from halflife.decay.power import Power
 from halflife.decay.rank_exponential import RankExponential
 from halflife.decay.weibull import Weibull
 from halflife.decay.window import Window
-from halflife.errors import InputError
+from halflife.errors import InputError, shown
 
 AGES = [0.0, 0.01, 0.5, 1.0, 2.9, 3.0, 3.1, 6.0, 12.0, 40.0]
 H = 3.0
@@ -290,7 +290,7 @@ def test_ranks_count_strictly_newer_clicks_and_ties_share_one() -> None:
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf, "abc", True, None])
 def test_a_wrong_half_life_in_ranks_ends_in_a_sentence(wrong: float) -> None:
     with pytest.raises(
-        InputError, match=rf"^decay\.half_life_ranks must be a number above 0 \(ranks\), got {wrong}"
+        InputError, match=rf"^decay\.half_life_ranks must be a number above 0 \(ranks\), got {shown(wrong)}"
     ):
         RankExponential(wrong, True)
 

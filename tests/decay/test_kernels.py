@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from halflife.decay.kernel import Kernel
-from halflife.errors import InputError
+from halflife.errors import InputError, shown
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -167,7 +167,7 @@ def test_float16_log_weights_stay_finite(name: str) -> None:
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf, "abc", True, None])
 def test_a_wrong_half_life_ends_in_a_sentence_that_names_it(name: str, wrong: Any) -> None:
     said = refusal(name, half_life_days=wrong)
-    assert said.startswith(f"decay.half_life_days must be a number above 0 (days), got {wrong}; ")
+    assert said.startswith(f"decay.half_life_days must be a number above 0 (days), got {shown(wrong)}; ")
 
 
 NUMBERS = [
@@ -181,7 +181,9 @@ NUMBERS = [
 @pytest.mark.parametrize(("name", "key"), NUMBERS)
 @pytest.mark.parametrize("wrong", [-1, math.nan, "abc", True, None])
 def test_every_other_wrong_number_ends_in_a_sentence_that_names_it(name: str, key: str, wrong: Any) -> None:
-    assert re.match(rf"^decay\.{key} must be .* \(.*\), got {wrong}; .+", refusal(name, **{key: wrong}))
+    assert re.match(
+        rf"^decay\.{key} must be .* \(.*\), got {shown(wrong)}; .+", refusal(name, **{key: wrong})
+    )
 
 
 @EVERY
