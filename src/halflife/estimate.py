@@ -80,6 +80,9 @@ def fit_likelihood(likelihood: Likelihood) -> Fit:
     point = likelihood.best()
     gradient, bend = likelihood.exact(point.theta)
     flat = likelihood.without_decay(point.theta)
+    if flat is not None and flat.value < point.value:  # a minimum above that of no decay is none
+        point = min(likelihood.minimise(flat.theta), flat, key=lambda p: p.value)
+        gradient, bend = likelihood.exact(point.theta)
     gain = None if flat is None else flat.value - point.value
     return Fit(likelihood, point, gradient.double(), bend.double(), gain)
 

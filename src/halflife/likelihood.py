@@ -24,7 +24,8 @@ LARGEST = 64  # numbers of one parameter; what is larger (one number a user) sta
 PRIOR_STEPS, PRIOR_STILL = 20, 0.02  # of an estimated prior, and the move of its logarithm that ends them
 STEPS = 40  # of one minimisation; a dozen is usual, and a half-life that runs away to infinity stops here
 ENOUGH = 1e-4  # nats that a step is expected to gain, below which the minimum is reached
-START_IMPRESSIONS = 4_000  # on which several starts are compared
+START_CANDIDATES = 20_000  # on which several starts are compared
+PIECE = 2**20  # clicks times candidates scored at once; larger arrays the system hands out anew each time
 PER_ITEM = ("item", "tokens", "token_length", "category")  # fields of a Batch that say nothing of impressions
 NO_DECAY = 1e9  # days: a half-life at which nothing has faded in any log
 
@@ -85,7 +86,8 @@ class Likelihood:
         self._loss = module.loss
         self._take(_Scores(module.decay, module.interest, module.candidate_decay))
         vectors = vectors.detach().cpu()
-        self._parts = [_part(b.to("cpu"), vectors, module.interest.bilinear) for b in batches]
+        whole = (_part(b.to("cpu"), vectors, module.interest.bilinear) for b in batches)
+        self._parts = [piece for part in whole for piece in _pieces(part)]
         self.user = torch.cat([p.batch.user for p in self._parts])
 
     def with_decay(self, decay: Kernel) -> "Likelihood":
@@ -161,22 +163,24 @@ class Likelihood:
                 return score, score
 
             jacobian, score = jacfwd(scored, has_aux=True)(theta)  # (B, C, P)
-            jacobian = jacobian.double()
-            each, g, h = (x.double() for x in self._by_score(score, part))
-            value += float(w @ each)
-            slope += torch.einsum("bc,bcp->p", (w.unsqueeze(1) * g), jacobian)
-            bend += torch.einsum("bcp,bcq->pq", jacobian, (w.view(-1, 1, 1) * h) @ jacobian)
+            each, g, hj = self._by_score(score, jacobian, part)
+            value += float(w @ each.double())
+            # a value and its slope have to agree to the last nat; a curvature only says how far to go
+            weighted = w.float().view(-1, 1, 1) * jacobian
+            slope += (weighted * g.unsqueeze(2)).sum((0, 1), dtype=torch.float64)
+            bend += (weighted.flatten(0, 1).T @ hj.flatten(0, 1)).double()
         return value, slope, bend
 
-    def _by_score(self, score: Tensor, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
-        """Negative log-likelihoods, and their first and second derivatives in the impression's own scores."""
-        # impressions do not touch each other, so that a slope of a sum is each impression's own
+    def _by_score(self, score: Tensor, jacobian: Tensor, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+        """nll of each impression (B,), its slope in the scores (B, C), and ∂²nll/∂score² · J (B, C, P)."""
+        # impressions do not touch each other, so that a slope of their sum is each impression's own
         with torch.enable_grad():
             at = score.detach().requires_grad_()
             each = self._each(at, part)
             (g,) = torch.autograd.grad(each.sum(), at, create_graph=True)
-            rows = [torch.autograd.grad(x.sum(), at, retain_graph=True)[0] for x in g.unbind(1)]
-        return each.detach(), g.detach(), torch.stack(rows, dim=1)
+            columns = jacobian.detach().unbind(2)
+            hj = [torch.autograd.grad((g * v).sum(), at, retain_graph=True)[0] for v in columns]
+        return each.detach(), g.detach(), torch.stack(hj, dim=2)
 
     def exact(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The slope of each impression's nll, (impressions, P), and the Hessian of −log L, (P, P)."""
@@ -234,6 +238,18 @@ class Likelihood:
         """nll of each impression, (impressions,)."""
         return torch.cat([self._each(self._score(theta, p), p).double() for p in self._parts])
 
+    @torch.no_grad()
+    def scored(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score, label and impression (its place in `user`) of each candidate, (rows,)."""
+        found, first = [], 0
+        for part in self._parts:
+            real = part.batch.candidate_mask
+            impression = first + torch.arange(len(real)).unsqueeze(1).expand_as(real)
+            found.append((self._score(theta, part)[real], part.batch.label[real], impression[real]))
+            first += len(real)
+        score, label, impression = (torch.cat(x) for x in zip(*found, strict=True))
+        return score, label, impression
+
     def slope(self, theta: Tensor, weight: Tensor) -> Tensor:
         """Slope of Σ_i w_i · nll_i."""
         total = torch.zeros_like(theta)
@@ -264,7 +280,7 @@ class Likelihood:
         if every <= 1:
             return self
         thin = copy.copy(self)
-        thin._parts = [_every(part, every) for part in self._parts]
+        thin._parts = [_rows(part, slice(None, None, every)) for part in self._parts]
         thin.user = torch.cat([part.batch.user for part in thin._parts])
         return thin
 
@@ -284,7 +300,8 @@ class Likelihood:
         theta = self.start
         if self.half_life is not None:
             # where to go down is seen on a part of the split, the rest is one descent on all of it
-            thin = self.thinned(START_IMPRESSIONS)
+            candidates = sum(int(p.batch.candidate_mask.sum()) for p in self._parts)
+            thin = self.thinned(max(1, START_CANDIDATES * len(self.user) // max(1, candidates)))
             lowest = thin.minimise(theta)
             for half_life in thin.starts():
                 there = self.at_half_life(lowest.theta, half_life)
@@ -321,12 +338,19 @@ class Likelihood:
         return self.minimise(self.at_half_life(theta, NO_DECAY), held=[self.half_life])
 
 
-def _every(part: _Part, every: int) -> _Part:
-    """Every so many impressions of a part."""
+def _rows(part: _Part, rows: slice) -> _Part:
+    """Some impressions of a part."""
     batch = part.batch
     kept = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in PER_ITEM}
-    thin = replace(batch, **{n: v[::every] for n, v in kept.items()})
-    return _Part(thin, part.history[::every], part.candidates[::every])
+    some = replace(batch, **{n: v[rows] for n, v in kept.items()})
+    return _Part(some, part.history[rows], part.candidates[rows])
+
+
+def _pieces(part: _Part) -> list[_Part]:
+    """A part in pieces of at most PIECE clicks times candidates, or of one impression."""
+    each = max(1, part.history.shape[1] * part.candidates.shape[1])
+    size = max(1, PIECE // each)
+    return [_rows(part, slice(i, i + size)) for i in range(0, len(part.history), size)]
 
 
 def _part(batch: Batch, vectors: Tensor, bilinear: bool) -> _Part:

@@ -132,7 +132,7 @@ class Grouped(Kernel):
         if self.by == "user":
             return batch.user.unsqueeze(1)
         doublings = 2 ** torch.arange(1, len(self.names), device=batch.past_clicks.device)
-        return torch.bucketize(batch.past_clicks, doublings, right=True).unsqueeze(1)
+        return torch.bucketize(batch.past_clicks.contiguous(), doublings, right=True).unsqueeze(1)
 
     def _stretched(self, age: Tensor, group: Tensor) -> Tensor:
         # embedding, not deviation[…]: the gradient of indexing adds up in whatever order the threads come

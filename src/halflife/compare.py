@@ -1,0 +1,294 @@
+"""Which kernel a log asks for: each refitted to the vectors of finished runs, and tested against no decay.
+
+python -m halflife.compare RUN_DIR [RUN_DIR …]
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+from halflife import metrics
+from halflife.cli import CONFIG_DIR, stop
+from halflife.decay.configured import kernels
+from halflife.decay.grouped import Grouped
+from halflife.decay.kernel import Kernel
+from halflife.errors import InputError, choice
+from halflife.estimate import Z, estimate, fit_likelihood, put
+from halflife.likelihood import LARGEST, Likelihood
+from halflife.profile import load
+from halflife.progress import bar
+from halflife.recommender import Recommender
+
+RESAMPLES = 400  # draws of users behind an interval of the AUC
+AGAINST = "none"
+SHUFFLED = "exponential, ages shuffled"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A kernel refitted on one run's training split, on its test split.
+
+    Args:
+        about: half-life, its interval, nats over no decay and AIC, as `compare.json` has them.
+        loss: of each impression, (impressions,).
+        user: of each impression.
+        auc: of the test split.
+        auc_draws: of the same users drawn again and again, (RESAMPLES,).
+        weight: the fitted kernel over `age`, where it is a curve over ages alone.
+    """
+
+    about: dict[str, Any]
+    loss: Tensor
+    user: list[str]
+    auc: float
+    auc_draws: Tensor
+    weight: list[float] | None
+
+
+def choices() -> list[str]:
+    """The kernels of conf/decay."""
+    return sorted(file.stem for file in (CONFIG_DIR / "decay").glob("*.yaml"))
+
+
+def configured(name: str) -> Kernel:
+    """A kernel as `decay=NAME` alone configures it."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return kernels(compose("train", overrides=[f"decay={name}"]).decay)[0]
+
+
+def fits(kernel: Kernel, module: Recommender) -> str:
+    """Why a run cannot take a kernel, bound to its log, or nothing where it can."""
+    if kernel.signed and not module.interest.signed:
+        return "its weights have a sign, which this interest model does not read"
+    if isinstance(kernel, Grouped) and not 1 < len(kernel.names) <= LARGEST:
+        return f"this log has {len(kernel.names):,} groups, and a refit takes 2 to {LARGEST}"
+    return ""
+
+
+def tested(
+    module: Recommender, unit: str, kernel: Kernel, train: Likelihood, test: Likelihood, ids: list[str]
+) -> Tested:
+    """Refit a kernel with scale, bias and sink, vectors held, and score the test split by it."""
+    train, test = train.with_decay(kernel), test.with_decay(kernel)
+    fit = fit_likelihood(train)
+    module.decay, module.unit = kernel, "rank" if kernel.ranks else unit
+    put(module, fit)
+    found = estimate(module, fit)
+    theta = fit.point.theta
+    score, label, impression = test.scored(theta)
+    user = test.user[impression]
+    age = torch.logspace(-2, 3, 101)
+    with torch.no_grad():
+        plain = not (kernel.ranks or kernel.clicks_only or kernel.signed) and not isinstance(kernel, Grouped)
+        weight = kernel.cpu()(age).exp().tolist() if plain else None
+    return Tested(
+        about={
+            "half_life": found[f"half_life_{module.unit}"],
+            "unit": module.unit,
+            **{k: found[k] for k in ("low", "high", "identified", "how", "parameters")},
+            "log_likelihood": -fit.point.value,
+            "free": len(train.names),
+        },
+        loss=test.per_impression(theta),
+        user=[ids[int(u)] for u in test.user],
+        auc=float(metrics.auc(score, label)),
+        auc_draws=metrics.auc_draws(score, label, user, RESAMPLES),
+        weight=weight,
+    )
+
+
+def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Tested]:
+    """Every kernel on one finished run, by name, and the exponential on ages dealt out anew.
+
+    Args:
+        run_dir: that train.py wrote.
+        names: of kernels; None takes each that the run can take.
+        seed: of the dealing.
+
+    Raises:
+        InputError: for no finished run, or a kernel named that it cannot take.
+    """
+    module, data = load(run_dir)
+    if module.interest.own_time:
+        raise InputError(
+            f"interest must read a kernel to compare kernels, got {type(module.interest).__name__} in "
+            f"{run_dir}; give a run with another interest"
+        )
+    vectors = module.encoder.catalogue()
+    train = Likelihood(module, data.sample("train"), vectors)  # what the run's own refit saw
+    test = Likelihood(module, data.sample("test", candidates=10**9), vectors)
+    ids = data.store.users["user_id"].cast(str).to_list()
+    found = {}
+    for name in bar([*dict.fromkeys([AGAINST, *(names or choices())])], "kernels"):
+        kernel = configured(name)
+        kernel.bind(data.store)
+        if why := fits(kernel, module):
+            if names is not None:
+                raise InputError(f"--kernels must suit the run, got {name}: {why}; leave it out")
+            continue
+        found[name] = tested(module, data.unit, kernel, train, test, ids)
+    shuffled = train.shuffled(seed), test.shuffled(seed)
+    found[SHUFFLED] = tested(module, data.unit, configured("exponential"), *shuffled, ids)
+    return found
+
+
+def against_none(runs: list[dict[str, Tested]], name: str) -> dict[str, Any]:
+    """A kernel's differences from no decay over all runs, clustered by user.
+
+    Δ = Σ_u d_u / Σ_u n_u with d_u the summed differences of user u's impressions in every run, n_u how many;
+    se² = Σ_u (d_u − Δ n_u)² / (Σ_u n_u)². The AUC's interval is that of its differences over the
+    same draws of users.
+
+    Source: Cochran, Sampling Techniques (1977), section 6.4, the ratio estimate; Field & Welsh (JRSS B 2007).
+    """
+    difference = torch.cat([run[name].loss - run[AGAINST].loss for run in runs])
+    users = np.array([u for run in runs for u in run[name].user])
+    _, owner = np.unique(users, return_inverse=True)
+    d = np.bincount(owner, weights=difference.numpy())
+    n = np.bincount(owner)
+    delta = d.sum() / n.sum()
+    se = np.sqrt(((d - delta * n) ** 2).sum()) / n.sum()
+    auc = torch.stack([run[name].auc_draws - run[AGAINST].auc_draws for run in runs]).mean(0)
+    low, high = torch.nanquantile(auc, auc.new_tensor([0.025, 0.975])).tolist()
+    aic = [2 * (run[name].about["free"] - run[name].about["log_likelihood"]) for run in runs]
+    flat = [2 * (run[AGAINST].about["free"] - run[AGAINST].about["log_likelihood"]) for run in runs]
+    return {
+        "runs": [run[name].about for run in runs],
+        "auc": float(np.mean([run[name].auc for run in runs])),
+        "auc_difference": float(np.mean([run[name].auc - run[AGAINST].auc for run in runs])),
+        "auc_difference_low": low,
+        "auc_difference_high": high,
+        "loss": float(torch.cat([run[name].loss for run in runs]).mean()),
+        "loss_difference": float(delta),
+        "loss_difference_low": float(delta - Z * se),
+        "loss_difference_high": float(delta + Z * se),
+        "aic_over_none": float(np.mean(np.subtract(aic, flat))),
+    }
+
+
+def half_life_text(about: list[dict[str, Any]]) -> str:
+    """The half-lives of the runs: one with its interval, several as their range."""
+    told = [a for a in about if a["half_life"] is not None]
+    if not told:
+        unidentified = any(a["how"].startswith("not identified") for a in about)
+        return "not identified" if unidentified else ""
+    unit = "" if told[0]["unit"] == "days" else " clicks"
+    if len(about) == 1:
+        low, high = told[0]["low"], told[0]["high"]
+        return f"{told[0]['half_life']:.3g}{unit}" + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
+    values = [a["half_life"] for a in told]
+    missing = f", {len(about) - len(told)} not identified" if len(told) < len(about) else ""
+    return f"{min(values):.3g} to {max(values):.3g}{unit}{missing}"
+
+
+def table(found: dict[str, Any], runs: int, impressions: int) -> Any:
+    """Kernels by their loss on the test split, each beside no decay."""
+    from rich.table import Table
+
+    out = Table(
+        title=f"{runs} run{'s' if runs > 1 else ''}, {impressions:,} test impressions · {AGAINST}: no decay"
+    )
+    out.add_column("decay")
+    for column in ("half-life (days)", "AIC − none's", "AUC", "AUC − none's [95 %]", "loss − none's [95 %]"):
+        out.add_column(column, justify="right")
+    for name, row in found.items():
+        plain = name == AGAINST
+        auc = "{auc_difference:+.4f} [{auc_difference_low:+.4f}, {auc_difference_high:+.4f}]"
+        loss = "{loss_difference:+.5f} [{loss_difference_low:+.5f}, {loss_difference_high:+.5f}]"
+        out.add_row(
+            name,
+            half_life_text(row["runs"]),
+            "" if plain else f"{row['aic_over_none']:+.1f}",
+            f"{row['auc']:.4f}",
+            "" if plain else auc.format(**row),
+            "" if plain else loss.format(**row),
+        )
+    return out
+
+
+def picture(found: dict[str, Any], weights: dict[str, list[float]], path: Path) -> None:
+    """Left, the loss of each kernel against no decay with its interval; right, the fitted curves."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = {name: row for name, row in found.items() if name != AGAINST}
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, max(4.5, 0.3 * len(rows) + 1)), layout="constrained", dpi=120
+    )
+    for at, row in enumerate(reversed(rows.values())):
+        low, high = row["loss_difference_low"], row["loss_difference_high"]
+        color = "tab:green" if high < 0 else "tab:red" if low > 0 else "0.5"
+        left.plot([low, high], [at, at], color=color, lw=2)
+        left.plot(row["loss_difference"], at, "o", color=color, ms=5)
+    left.axvline(0, color="0.3", lw=1, ls=":")
+    left.set_yticks(range(len(rows)), list(reversed(rows)))
+    left.set(xlabel="test loss against no decay, and 95 % by user (left is better)")
+    for name, weight in list(weights.items())[:8]:
+        right.plot(np.logspace(-2, 3, 101), weight, label=name)
+    right.set(xscale="log", xlabel="age of a click (days)", ylabel="weight", ylim=(0, 1.05))
+    right.xaxis.set_major_formatter("{x:g}")
+    right.legend(frameon=False, title="the eight lowest losses")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def run(run_dirs: list[Path], names: list[str] | None, seed: int, out: Path) -> dict[str, Any]:
+    """Compare, write `compare.json` and `compare.png` into `out`, and print the table."""
+    from halflife.tracking import console, quiet
+
+    quiet()
+    for name in names or []:
+        choice("--kernels", name, choices())
+    runs = [one_run(run_dir, names, seed) for run_dir in run_dirs]
+    names = [n for n in runs[0] if all(n in run for run in runs)]
+    found = {name: against_none(runs, name) for name in names}
+    order = sorted(names, key=lambda n: found[n]["loss"])
+    found = {name: found[name] for name in order}
+    curves = {n: runs[0][n].weight for n in order if n != SHUFFLED}
+    impressions = len(runs[0][AGAINST].loss)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "compare.json").write_text(
+        json.dumps(
+            {"run_dirs": [str(d) for d in run_dirs], "test_impressions": impressions, "kernels": found},
+            indent=2,
+        )
+    )
+    picture(found, {n: w for n, w in curves.items() if w is not None}, out / "compare.png")
+    console().print(table(found, len(runs), impressions))
+    print(f"compare.json and compare.png are in {out}")
+    return found
+
+
+def main() -> None:
+    """Command line of `python -m halflife.compare`."""
+    parser = argparse.ArgumentParser(prog="python -m halflife.compare", description=__doc__)
+    parser.add_argument(
+        "run_dir", type=Path, nargs="+", metavar="RUN_DIR", help="directories that train.py wrote"
+    )
+    parser.add_argument(
+        "--kernels", nargs="+", metavar="NAME", help="of conf/decay (all that the run can take)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the ages dealt out anew (1)")
+    parser.add_argument("--out", type=Path, help="where the results go (RUN_DIR, of one run)")
+    given = parser.parse_args()
+    try:
+        if given.out is None and len(given.run_dir) > 1:
+            raise InputError(
+                f"--out must be given for several runs, got {len(given.run_dir)} runs; add --out DIR"
+            )
+        run(given.run_dir, given.kernels, given.seed, given.out or given.run_dir[0])
+    except InputError as error:
+        stop(str(error))
+
+
+if __name__ == "__main__":
+    main()
