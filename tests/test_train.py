@@ -105,7 +105,10 @@ def test_predictions_give_the_metrics_again(finished: tuple[Path, str]) -> None:
     from sklearn.metrics import log_loss, roc_auc_score
 
     frame = pl.read_parquet(finished[0] / "predictions.parquet")
-    assert frame.columns == ["impression_id", "user_id", "item_id", "timestamp_s", "label", "score"]
+    ids, given = ["impression_id", "user_id", "item_id", "timestamp_s"], ["history", "last_age_days"]
+    assert frame.columns == [*ids, "label", "score", *given]
+    assert frame["history"].min() >= 1
+    assert 0 < frame["last_age_days"].min() <= frame["last_age_days"].max() <= 30
     found = json.loads((finished[0] / "metrics.json").read_text())
     assert roc_auc_score(frame["label"], frame["score"]) == pytest.approx(found["test/auc"], abs=1e-6)
     probability = 1 / (1 + (-frame["score"].cast(pl.Float64)).exp())
