@@ -35,6 +35,7 @@ ORDER = [
     "cli",
     "profile",
     "recovery",
+    "report",
 ]
 
 

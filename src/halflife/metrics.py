@@ -101,23 +101,46 @@ def auc_interval(
     >>> auc_interval(score, label, cluster=torch.tensor([1, 1, 2, 2]))
     (1.0, 1.0)
     """
-    _check(score, label, cluster)
     number("level", level, "share", above=0, at_most=1)
-    whole("resamples", resamples, "draws", at_least=1)
-    users, user = torch.unique(cluster, return_inverse=True)
-    pairs = _pairs(score, label)
-    if len(pairs.negative) == 0 or len(pairs.positive) == 0:
-        return float("nan"), float("nan")
-    # A draw weighs users, not rows: looking up the user of a sorted row once spares it at every draw.
-    pairs = pairs._replace(negative=user[pairs.negative], positive=user[pairs.positive])
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.empty(resamples, dtype=torch.float64, device=score.device)
-    for i in range(resamples):
-        drawn = torch.randint(len(users), (len(users),), generator=generator)
-        draws[i] = pairs.auc(drawn.bincount(minlength=len(users)).to(score.device))
+    draws = auc_draws(score, label, cluster, resamples, seed)
     tail = (1 - level) / 2
     low, high = torch.nanquantile(draws, draws.new_tensor([tail, 1 - tail])).tolist()
     return low, high
+
+
+def auc_draws(score: Tensor, label: Tensor, cluster: Tensor, resamples: int = 200, seed: int = 0) -> Tensor:
+    """The AUC of each bootstrap draw behind `auc_interval`.
+
+    Two scores of the same rows meet the same draws: the difference of their draws is a paired comparison.
+
+    Args:
+        score, label, cluster, resamples, seed: as in `auc_interval`.
+
+    Shape: score, label, cluster: (rows,). Output: (resamples,) float64, nan where a class is missing.
+
+    Raises:
+        ValueError: as in `auc`.
+        InputError: `resamples` out of range.
+
+    >>> better, worse = torch.tensor([0.9, 0.1, 0.8, 0.3]), torch.tensor([0.9, 0.1, 0.3, 0.8])
+    >>> label, user = torch.tensor([1, 0, 1, 0]), torch.tensor([1, 1, 2, 2])
+    >>> (auc_draws(better, label, user) - auc_draws(worse, label, user)).min().item()
+    0.0
+    """
+    _check(score, label, cluster)
+    whole("resamples", resamples, "draws", at_least=1)
+    users, user = torch.unique(cluster, return_inverse=True)
+    pairs = _pairs(score, label)
+    draws = torch.full((resamples,), float("nan"), dtype=torch.float64, device=score.device)
+    if len(pairs.negative) == 0 or len(pairs.positive) == 0:
+        return draws
+    # A draw weighs users, not rows: looking up the user of a sorted row once spares it at every draw.
+    pairs = pairs._replace(negative=user[pairs.negative], positive=user[pairs.positive])
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(resamples):
+        drawn = torch.randint(len(users), (len(users),), generator=generator)
+        draws[i] = pairs.auc(drawn.bincount(minlength=len(users)).to(score.device))
+    return draws
 
 
 def grouped_auc(score: Tensor, label: Tensor, group: Tensor, single_class: str = "skip") -> Tensor:

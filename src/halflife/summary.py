@@ -186,7 +186,9 @@ def curve(module: Recommender, half_life: float | None, ages: Array) -> dict[str
     return {"age": age.tolist(), "weight": weight.tolist(), "clicks": clicks.tolist()}
 
 
-def decay_curve(drawn: dict[str, list[float]], estimate: dict[str, Any], planted: dict[str, Any] | None) -> Any:
+def decay_curve(
+    drawn: dict[str, list[float]], estimate: dict[str, Any], planted: dict[str, Any] | None
+) -> Any:
     """Picture of the fitted weight over age, above a histogram of the ages that histories hold.
 
     Args:
