@@ -90,11 +90,13 @@ def forest(settings: dict[str, tuple[list[float], float, float | None]]) -> Pict
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for at, (values, middle, half) in enumerate(reversed(settings.values())):
+        for at, (values, middle, half) in enumerate(settings.values()):
+            color = COLORS[at % len(COLORS)]  # as the curves
             axes.plot(values, len(values) * [at], "o", ms=4, color=GREY, alpha=0.7)
-            axes.errorbar([middle], [at], xerr=None if half is None else [half], fmt="D", ms=5, capsize=3)
-        axes.set(yticks=range(len(settings)), yticklabels=list(reversed(settings)), xlabel="test AUC")
-        axes.set_ylim(-0.6, len(settings) - 0.4)
+            width = None if half is None else [half]
+            axes.errorbar([middle], [at], xerr=width, fmt="D", ms=5, capsize=3, color=color)
+        axes.set(yticks=range(len(settings)), yticklabels=list(settings), xlabel="test AUC")
+        axes.set_ylim(len(settings) - 0.4, -0.6)
         grid(axes)
 
     values = "; ".join(f"{name}: {middle:.4f}" for name, (_, middle, _) in settings.items())

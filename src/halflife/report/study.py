@@ -143,5 +143,5 @@ def unfinished(study: Study) -> tuple[list[str], list[Picture], list[Table]]:
     rows = []
     for state, reason, numbers in counted.rows():
         which = ", ".join(map(str, numbers[:12])) + (" …" if len(numbers) > 12 else "")
-        rows.append([state.lower(), str(len(numbers)), reason, which])
-    return [], [], [Table(["state", "trials", "reason", "which"], rows)]
+        rows.append([reason or "no reason given", state.lower(), str(len(numbers)), which])
+    return [], [], [Table(["reason", "state", "trials", "which"], rows)]
