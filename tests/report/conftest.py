@@ -4,11 +4,9 @@ import math
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import hydra
 import optuna
-import polars as pl
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -76,16 +74,6 @@ def multirun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "sweep"
 
 
-def record(trial: Any, state: str, values: list[float] | None, reason: str) -> dict[str, Any]:
-    """A row of `trials.parquet`."""
-    many = values is not None and len(values) > 1
-    named = (
-        {f"values_{i}": v for i, v in enumerate(values or [])} if many else {"value": (values or [None])[0]}
-    )
-    outcome = {"duration_s": 1.5, "run_dir": str(trial.number), "reason": reason or None}
-    return {"number": trial.number, "state": state, **named, **trial.params, **outcome}
-
-
 def make_study(directory: Path, trials: int, directions: list[str]) -> Path:
     """A study whose objective peaks at a half-life of 5 days, as a sweep leaves it.
 
@@ -99,27 +87,26 @@ def make_study(directory: Path, trials: int, directions: list[str]) -> Path:
         directions=directions,
         sampler=optuna.samplers.RandomSampler(seed=1),
     )
-    rows = []
     for number in range(trials):
         trial = study.ask()
         half_life = trial.suggest_float("decay.half_life_days", 0.5, 50, log=True)
         rate = trial.suggest_float("optimizer.head_lr", 1e-4, 1e-1, log=True)
         trial.suggest_categorical("decay", ["exponential", HOSTILE])
+        trial.set_user_attr("run_dir", str(directory / str(number)))
         value = 0.8 - 0.02 * math.log(half_life / 5) ** 2 - 0.005 * math.log10(rate / 1e-2) ** 2
         values = [value, math.log(half_life)][: len(directions)]
         if number % 11 == 10:
+            trial.set_user_attr("reason", f"train/loss must stay finite {HOSTILE}")
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            rows.append(record(trial, "FAIL", None, f"train/loss must stay finite {HOSTILE}"))
         elif number % 7 == 6 and len(directions) == 1:
             trial.report(value - 0.05, 1)
+            trial.set_user_attr("reason", "below the median at epoch 1")
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            rows.append(record(trial, "PRUNED", None, "below the median at epoch 1"))
         else:
             study.tell(trial, values)
-            rows.append(record(trial, "COMPLETE", values, ""))
-    pl.DataFrame(rows, infer_schema_length=None).write_parquet(directory / "trials.parquet")
     named = "val/auc" if len(directions) == 1 else "[val/auc, cost]"
-    (directory / "best.yaml").write_text(f"objective: {named}\nseed: 1\n")
+    (directory / "0" / ".hydra").mkdir(parents=True)
+    (directory / "0" / ".hydra" / "config.yaml").write_text(f"objective: {named}\n")
     return directory
 
 

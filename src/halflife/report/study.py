@@ -11,6 +11,7 @@ from halflife.report.page import Page, Picture, Section, Table
 from halflife.report.trials import Study, half_life_of, rate_of, read
 
 SHOWN = 15  # trials in the table of the best; trials.parquet has all
+WORDS = {"COMPLETE": "finished", "FAIL": "failed", "AGAIN": "interrupted and begun again"}
 
 
 def pictures(study: Study) -> list[Picture]:
@@ -56,7 +57,7 @@ def page(sweep_dir: Path) -> Page:
     if (sweep_dir / "best.yaml").is_file():
         text = "best.yaml, in the sweep's directory, is the best trial's configuration; it runs as it is."
         sections.append(Section("Again", [text], code=(sweep_dir / "best.yaml").read_text(), folded=True))
-    counted = ", ".join(f"{n} {state.lower()}" for state, n in sorted(states.items()))
+    counted = ", ".join(f"{n} {WORDS.get(state, state.lower())}" for state, n in sorted(states.items()))
     seconds = study.trials["duration_s"].sum() or 0.0
     return Page(
         title=f"Halflife study: {study.name}",
@@ -143,5 +144,5 @@ def unfinished(study: Study) -> tuple[list[str], list[Picture], list[Table]]:
     rows = []
     for state, reason, numbers in counted.rows():
         which = ", ".join(map(str, numbers[:12])) + (" …" if len(numbers) > 12 else "")
-        rows.append([reason or "no reason given", state.lower(), str(len(numbers)), which])
+        rows.append([reason or "no reason given", WORDS.get(state, state.lower()), str(len(numbers)), which])
     return [], [], [Table(["reason", "state", "trials", "which"], rows)]

@@ -135,8 +135,11 @@ def over_half_life(
             for at, (name,) in enumerate(done.select(kernel).unique().sort(kernel).rows()):
                 some = done.filter(polars.col(kernel) == name)
                 color = COLORS[at % len(COLORS)]
-                x, y = some[half_life], some[objective]
-                axes.plot(x, y, "o", ms=4, color=color, alpha=0.75, label=str(name))
+                at_x, at_y = some[half_life], some[objective]
+                axes.plot(at_x, at_y, "o", ms=4, color=color, alpha=0.75, label=str(name))
+        over = done.drop_nulls("half_width")
+        x, y, half = (over[c].to_numpy() for c in (half_life, objective, "half_width"))
+        axes.errorbar(x, y, half, fmt="none", ecolor=GREY, elinewidth=0.8)
         axes.set_xscale("log")
         axes.autoscale(False)
         if low is not None and high is not None:

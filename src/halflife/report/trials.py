@@ -9,6 +9,7 @@ import polars
 from omegaconf import OmegaConf
 
 from halflife.errors import InputError
+from halflife.report.multirun import mean
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Study:
         maximize: for each objective, whether more is better.
         objectives: their names.
         trials: a row a trial: `number`, `state`, a column an objective, a column a parameter, `duration_s`,
-            `run_dir`, `reason`.
+            `run_dir`, `reason`, and `half_width` of the 95 % interval where a trial ran over several seeds.
         parameters: the columns that were searched.
         front: numbers of the finished trials that no other beats in every objective.
         importance: share of the objective's variation that a parameter explains; empty where too few trials
@@ -82,8 +83,8 @@ def load(sweep_dir: Path) -> Any:
 def read(sweep_dir: Path) -> Study:
     """The study of a sweep's directory, running or ended.
 
-    The storage is what counts, since it is right at any moment; `trials.parquet` adds where each trial ran
-    and why it failed.
+    A trial's attributes `run_dir`, `reason`, `seeds` (values by seed) and `again` (interrupted, and begun
+    anew under another number) are those that the sweeper sets.
 
     Args:
         sweep_dir: what the sweeper wrote.
@@ -92,43 +93,52 @@ def read(sweep_dir: Path) -> Study:
     from optuna.study import StudyDirection
 
     found = load(sweep_dir)
+    everything = found.get_trials(deepcopy=False)
     count = len(found.directions)
-    objectives = names(sweep_dir, count)
-    rows, parameters = [], []
-    for trial in found.get_trials(deepcopy=False):
+    objectives = names(sweep_dir, everything, count)
+    rows, parameters = [], list(dict.fromkeys(p for trial in everything for p in trial.params))
+    for trial in everything:
+        said, state = trial.user_attrs, trial.state.name
         values = trial.values or count * [None]
-        if trial.state.name == "PRUNED" and count == 1 and trial.intermediate_values:
+        if state == "PRUNED" and count == 1 and trial.intermediate_values:
             values = [trial.intermediate_values[max(trial.intermediate_values)]]
-        parameters += [p for p in trial.params if p not in parameters]
-        duration = trial.duration.total_seconds() if trial.duration is not None else None
-        row = {"number": trial.number, "state": trial.state.name, "duration_s": duration}
+        seeds = [each[0] for each in said.get("seeds", {}).values()]
+        row = {
+            "number": trial.number,
+            "state": "AGAIN" if state == "FAIL" and (said.get("again") or "reason" not in said) else state,
+            "duration_s": trial.duration.total_seconds() if trial.duration is not None else None,
+            "half_width": mean(seeds)[1] if seeds else None,
+            "run_dir": said.get("run_dir"),
+            "reason": said.get("reason"),
+        }
         rows.append(row | dict(zip(objectives, values, strict=True)) | trial.params)
-    trials = polars.DataFrame(rows, infer_schema_length=None, strict=False)
-    if (sweep_dir / "trials.parquet").is_file():
-        table = polars.read_parquet(sweep_dir / "trials.parquet")
-        said = [c for c in ("number", "run_dir", "reason") if c in table.columns]
-        trials = trials.join(table.select(said).cast({"number": polars.Int64}), on="number", how="left")
-    absent = [c for c in ("run_dir", "reason") if c not in trials.columns]
-    done = [t for t in found.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
-    some = len(done) > len(parameters) + 1 and len({tuple(t.values) for t in done}) > 1
+    done = [trial for trial in everything if trial.state.name == "COMPLETE"]
+    some = len(done) > len(parameters) + 1 and len({tuple(trial.values) for trial in done}) > 1
+    types: dict[str, Any] = {column: polars.Float64 for column in ("duration_s", "half_width")}
+    types |= {column: polars.String for column in ("state", "run_dir", "reason")}
+    columns = ["number", *types, *objectives, *parameters]
+    table = {column: [row.get(column) for row in rows] for column in columns}
     return Study(
         found.study_name,
         [d == StudyDirection.MAXIMIZE for d in found.directions],
         objectives,
-        trials.with_columns(polars.lit(None, polars.String).alias(c) for c in absent),
+        polars.DataFrame(table, schema_overrides=types, strict=False),
         parameters,
         [t.number for t in found.best_trials] if done else [],
         dict(get_param_importances(found)) if some else {},
     )
 
 
-def names(sweep_dir: Path, count: int) -> list[str]:
-    """The objectives' names: what `best.yaml` says, else `value`, or `values_0`, `values_1`, …"""
-    best = sweep_dir / "best.yaml"
-    said = OmegaConf.select(OmegaConf.load(best), "objective") if best.is_file() else None
-    given = [said] if isinstance(said, str) else list(said or [])
-    if len(given) == count:
-        return [str(name) for name in given]
+def names(sweep_dir: Path, trials: list[Any], count: int) -> list[str]:
+    """The objectives' names, as a trial's configuration has them, else `value` or `values_0`, `values_1`, …"""
+    for trial in trials:
+        given = Path(trial.user_attrs.get("run_dir", str(trial.number)))
+        for place in (given, sweep_dir / given.name):  # a sweep may have been moved since
+            for config in sorted(place.rglob(".hydra/config.yaml")):
+                said = OmegaConf.select(OmegaConf.load(config), "objective")
+                listed = [said] if isinstance(said, str) else list(said or [])
+                if len(listed) == count:
+                    return [str(name) for name in listed]
     return ["value"] if count == 1 else [f"values_{i}" for i in range(count)]
 
 
