@@ -29,6 +29,7 @@ ORDER = [
     "likelihood",
     "heterogeneity",
     "estimate",
+    "loggers",
     "tracking",
     "summary",
     "multirun",

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import polars
 import torch
-from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 from rich.table import Table
 
 from halflife import metrics
+from halflife.loggers import log_results
 from halflife.ranges import ranges
 from halflife.recommender import Recommender
 from halflife.store import Store
 from halflife.tables import DAY_S
-from halflife.tracking import Speed, log_figure, write_table
+from halflife.tracking import Speed, write_table
 
 Array = NDArray[Any]
 
@@ -75,12 +75,10 @@ def finish(
     drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"]))
     figure = decay_curve(drawn, fitted, planted)
     figure.savefig(run_dir / "decay_curve.png")
-    log_figure(module.trainer.logger, "decay/curve", figure)
     write_json(run_dir / "decay.json", fitted)
     write_json(run_dir / "decay_curve.json", drawn)
     write_json(run_dir / "versions.json", versions())
-    if isinstance(module.trainer.logger, Logger):
-        module.trainer.logger.log_metrics({k: v for k, v in found.items() if isinstance(v, int | float)})
+    log_results(module.trainer, found, drawn, figure)
     write_json(run_dir / "metrics.json", found)
     write_table(run_dir / "summary.txt", [last_table(found, fitted, run_dir)])
     return found

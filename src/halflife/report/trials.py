@@ -130,7 +130,7 @@ def read(sweep_dir: Path) -> Study:
 
 
 def names(sweep_dir: Path, trials: list[Any], count: int) -> list[str]:
-    """The objectives' names, as a trial's configuration has them, else `value` or `values_0`, `values_1`, …"""
+    """The objectives' names, as a trial's configuration has them, else `value` or `values_0` and so on."""
     for trial in trials:
         given = Path(trial.user_attrs.get("run_dir", str(trial.number)))
         for place in (given, sweep_dir / given.name):  # a sweep may have been moved since
