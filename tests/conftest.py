@@ -134,8 +134,8 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wandb_records() -> Callable[[Path], list[Any]]:
     """Read a `.wandb` file back: W&B's own protobuf messages in the records of LevelDB's log format.
 
-    A header of 7 bytes, then blocks of 32 KiB, in which a record is a checksum (4 bytes), a length (2), a kind
-    (1: whole, 2: first, 3: middle, 4: last) and its content. Source: LevelDB, doc/log_format.md.
+    A header of 7 bytes, then blocks of 32 KiB, in which a record is a checksum (4 bytes), a length (2), a
+    kind (1: whole, 2: first, 3: middle, 4: last) and its content. Source: LevelDB, doc/log_format.md.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 

@@ -36,6 +36,7 @@ ORDER = [
     "cli",
     "profile",
     "recovery",
+    "dashboard",
     "report",
 ]
 
