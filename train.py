@@ -23,7 +23,7 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
-    from halflife import settings, summary, tracking
+    from halflife import loggers, settings, summary, tracking
     from halflife.estimate import estimate, refit
     from halflife.recommender import build, check_checkpoint
 
@@ -48,9 +48,9 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     first = trainer.is_global_zero
     if first:
         tracking.print_parameters(module)
-    with tracking.closing(trainer.logger), tracking.child_processes(run_dir):
+    with loggers.closing(trainer.logger), tracking.child_processes(run_dir):
         if trainer.logger:
-            trainer.logger.log_hyperparams(tracking.flatten(cfg))
+            trainer.logger.log_hyperparams(loggers.flatten(cfg))
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt, weights_only=False)
         # the best checkpoint, its few scalars refitted, is what is validated, tested and returned
         best = checkpoint.best_model_path

@@ -128,3 +128,33 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     model.save_pretrained(str(directory))
     return directory
+
+
+@pytest.fixture(scope="session")
+def wandb_records() -> Callable[[Path], list[Any]]:
+    """Read a `.wandb` file back: W&B's own protobuf messages in the records of LevelDB's log format.
+
+    A header of 7 bytes, then blocks of 32 KiB, in which a record is a checksum (4 bytes), a length (2), a
+    kind (1: whole, 2: first, 3: middle, 4: last) and its content. Source: LevelDB, doc/log_format.md.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def read(path: Path) -> list[Any]:
+        content = path.read_bytes()
+        assert content[:4] == b":W&B"
+        found, whole, at = [], b"", 7
+        while at + 7 <= len(content):
+            left = 32768 - at % 32768
+            if left < 7:  # too short for a header: padding
+                at += left
+                continue
+            length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+            whole += content[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind in (1, 4):
+                found.append(Record.FromString(whole))
+                whole = b""
+        assert whole == b""
+        return found
+
+    return read

@@ -29,12 +29,15 @@ ORDER = [
     "likelihood",
     "heterogeneity",
     "estimate",
+    "loggers",
     "tracking",
     "summary",
     "multirun",
     "cli",
     "profile",
     "recovery",
+    "dashboard",
+    "report",
 ]
 
 

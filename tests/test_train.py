@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,10 @@ def test_predictions_give_the_metrics_again(finished: tuple[Path, str]) -> None:
     from sklearn.metrics import log_loss, roc_auc_score
 
     frame = pl.read_parquet(finished[0] / "predictions.parquet")
-    assert frame.columns == ["impression_id", "user_id", "item_id", "timestamp_s", "label", "score"]
+    ids, given = ["impression_id", "user_id", "item_id", "timestamp_s"], ["history", "last_age_days"]
+    assert frame.columns == [*ids, "label", "score", *given]
+    assert frame["history"].min() >= 1
+    assert 0 < frame["last_age_days"].min() <= frame["last_age_days"].max() <= 30
     found = json.loads((finished[0] / "metrics.json").read_text())
     assert roc_auc_score(frame["label"], frame["score"]) == pytest.approx(found["test/auc"], abs=1e-6)
     probability = 1 / (1 + (-frame["score"].cast(pl.Float64)).exp())
@@ -180,13 +184,74 @@ def test_a_multirun_over_processes_gives_each_job_its_own_overrides(tiny_bert: P
     assert (tmp_path / "sweep" / "summary.txt").exists()
 
 
+def experiment(events: Any) -> Any:
+    """What TensorBoard's table of hyperparameters shows as columns."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    return HParamsPluginData.FromString(content).experiment
+
+
+def check_wandb(records: list[Any], files: Path, run_dir: Path) -> None:
+    """What an offline run holds, against what the run wrote itself."""
+    found = json.loads((run_dir / "metrics.json").read_text())
+    by_kind: dict[str, list[Any]] = {}
+    for record in records:
+        kind = record.WhichOneof("record_type")
+        by_kind.setdefault(kind, []).append(getattr(record, kind))
+    begun = by_kind["run"][0]
+    assert begun.job_type == "train"
+    assert begun.run_group == ""
+    assert begun.display_name.endswith("model=bert_frozen," + begun.display_name.rpartition(",")[2])
+    config = {u.key: json.loads(u.value_json) for each in by_kind["config"] for u in each.update}
+    assert {k: config[f"choice/{k}"] for k in ("decay", "model", "data", "decay/candidate")} == {
+        "decay": "exponential",
+        "model": "bert_frozen",
+        "data": "synthetic",
+        "decay/candidate": "none",
+    }
+    assert config["data/source/users"] == 80
+    assert config["decay/learn"] is True
+    assert not [key for key in config if "." in key], "W&B takes a dot for a level of nesting"
+
+    def flat(items: Any) -> dict[str, Any]:
+        return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+
+    history = [flat(each.item) for each in by_kind["history"]]
+    losses = [h["train/loss"] for h in history if "train/loss" in h]
+    half_lives = [h["decay/half_life_days"] for h in history if "train/loss" in h]
+    assert len(losses) == len(half_lives) > 2
+    assert len(set(half_lives)) > 2, "it moves"
+    assert history[-1]["decay/age_days"] > 0
+    weights = [h["decay/weight"] for h in history if "decay/weight" in h]
+    assert weights == sorted(weights, reverse=True)
+    assert len(weights) == 61
+    picture = next(h["decay/curve/path"] for h in history if "decay/curve/path" in h)
+    assert (files / picture).read_bytes().startswith(b"\x89PNG")
+    summary: dict[str, Any] = {}
+    for each in by_kind["summary"]:
+        summary |= flat(each.update)
+    for key in ("test/auc", "val/auc", "test/logloss", "decay/half_life_days"):
+        assert summary[key] == pytest.approx(found[key])
+    assert summary["data/fingerprint"] == found["data/fingerprint"]
+    (kept,) = by_kind["artifact"]
+    assert (kept.type, [c.path for c in kept.manifest.contents]) == ("model", ["best.ckpt"])
+    assert "best" in kept.aliases
+
+
 @pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
 def test_loggers_hold_loss_auc_half_life_and_learning_rates(
-    logger: str, tiny_bert: Path, tmp_path: Path
+    logger: str,
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wandb_records: Callable[[Path], list[Any]],
 ) -> None:
-    run(
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+    out = run(
         tmp_path,
         f"logger={logger}",
+        *(["logger.checkpoint=true"] if logger == "wandb" else []),
         "model=bert_frozen",
         f"model.pretrained={tiny_bert}",
         "hydra.run.dir=run",
@@ -203,9 +268,13 @@ def test_loggers_hold_loss_auc_half_life_and_learning_rates(
         events.Reload()
         assert {"train/loss", "val/auc", "decay/half_life_days", "lr/decay"} <= set(events.Tags()["scalars"])
         assert "decay/curve" in events.Tags()["images"]
+        hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        assert b"choice/decay" in hparams
+        assert b"exponential" in hparams
+        shown = {m.name.tag for m in experiment(events).metric_infos}
+        assert {"test/auc", "val/auc", "decay/half_life_days"} <= shown
     else:
+        assert "anonymous" not in out
         held = list((place / "wandb").glob("offline-run-*/*.wandb"))
         assert len(held) == 1
-        content = held[0].read_bytes()
-        for key in (b"half_life_days", b"val/auc", b"test/auc"):
-            assert key in content
+        check_wandb(wandb_records(held[0]), held[0].parent / "files", place)

@@ -1,24 +1,26 @@
 """The end of a run: predictions, baselines, the decay curve, metrics.json and the last table."""
 
 import json
+import platform
 import resource
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars
 import torch
-from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 from rich.table import Table
 
 from halflife import metrics
+from halflife.loggers import log_results
 from halflife.ranges import ranges
 from halflife.recommender import Recommender
 from halflife.store import Store
 from halflife.tables import DAY_S
-from halflife.tracking import Speed, log_figure, write_table
+from halflife.tracking import Speed, write_table
 
 Array = NDArray[Any]
 
@@ -70,21 +72,27 @@ def finish(
     found = {k: v for k, v in found.items() if v is not None and not k.startswith("train/")}
     frame.drop("popularity", "probability", strict=False).write_parquet(run_dir / "predictions.parquet")
 
-    figure = decay_curve(module, fitted, ages(store, rows, fitted["unit"]), planted)
+    drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"]))
+    figure = decay_curve(drawn, fitted, planted)
     figure.savefig(run_dir / "decay_curve.png")
-    log_figure(module.trainer.logger, "decay/curve", figure)
     write_json(run_dir / "decay.json", fitted)
-    if isinstance(module.trainer.logger, Logger):
-        module.trainer.logger.log_metrics({k: v for k, v in found.items() if isinstance(v, int | float)})
+    write_json(run_dir / "decay_curve.json", drawn)
+    write_json(run_dir / "versions.json", versions())
+    log_results(module.trainer, found, drawn, figure)
     write_json(run_dir / "metrics.json", found)
     write_table(run_dir / "summary.txt", [last_table(found, fitted, run_dir)])
     return found
 
 
 def predictions_table(store: Store, rows: Array, scores: Array) -> polars.DataFrame:
-    """One row a test candidate: impression_id, user_id, item_id, timestamp_s, label, score, popularity, and
-    the true probability where it is known."""
+    """One row a test candidate: impression_id, user_id, item_id, timestamp_s, label, score, history (clicks
+    before the impression), last_age_days (of the newest of them, where there is one and clicks have times),
+    popularity, and the true probability where it is known."""
     start = store.candidate_start
+    end = store.history_end[rows]
+    history = end - store.user_start[store.impression_user[rows]]
+    last = (store.impression_time[rows] - store.event_time[np.maximum(end - 1, 0)]) / DAY_S
+    last = np.where((history > 0) & store.about["has_click_times"], last, np.nan)
     length = start[rows + 1] - start[rows]
     index, mask = ranges(start[rows], length)
     place, owner = index[mask], np.repeat(rows, length)
@@ -96,6 +104,8 @@ def predictions_table(store: Store, rows: Array, scores: Array) -> polars.DataFr
             "timestamp_s": store.impression_time[owner],
             "label": store.candidate_label[place],
             "score": scores,
+            "history": np.repeat(history, length),
+            "last_age_days": polars.Series(np.repeat(last, length)).fill_nan(None),
             "popularity": store.candidate_popularity[place],
         }
     )
@@ -153,15 +163,35 @@ def peak_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def curve(module: Recommender, half_life: float | None, ages: Array) -> dict[str, list[float]]:
+    """The fitted weight over ages, to eight half-lives or nearly the oldest click.
+
+    Args:
+        module: after the fit.
+        half_life: in the module's unit; None where there is none.
+        ages: a sample of ages in test histories.
+
+    Returns:
+        `age` (days, or newer clicks), `weight` at each, and `clicks`, how many ages lie between every
+        fourth age and the next.
+    """
+    most = float(np.quantile(ages, 0.98)) if len(ages) else 1.0
+    most = min(most, 8 * half_life) if half_life else most
+    age = np.linspace(0, max(most, 1e-3), 241)
+    with torch.no_grad():
+        weight = module.decay(torch.from_numpy(age).float().to(module.device)).exp().cpu().numpy()
+    clicks, _ = np.histogram(ages, bins=age[::4])
+    return {"age": age.tolist(), "weight": weight.tolist(), "clicks": clicks.tolist()}
+
+
 def decay_curve(
-    module: Recommender, estimate: dict[str, Any], ages: Array, planted: dict[str, Any] | None
+    drawn: dict[str, list[float]], estimate: dict[str, Any], planted: dict[str, Any] | None
 ) -> Any:
     """Picture of the fitted weight over age, above a histogram of the ages that histories hold.
 
     Args:
-        module: after the fit.
+        drawn: from `curve`.
         estimate: from `estimate.estimate`; its interval is shaded.
-        ages: a sample of ages in test histories.
         planted: kernel and half-life of a simulated log, drawn beside the fitted one.
     """
     import matplotlib
@@ -169,17 +199,13 @@ def decay_curve(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    unit = module.unit
+    unit = estimate["unit"]
     half_life = estimate[f"half_life_{unit}"]
-    most = float(np.quantile(ages, 0.98)) if len(ages) else 1.0
-    most = min(most, 8 * half_life) if half_life else most
-    age = np.linspace(0, max(most, 1e-3), 400)
-    with torch.no_grad():
-        weight = module.decay(torch.from_numpy(age).float().to(module.device)).exp().cpu().numpy()
+    age = drawn["age"]
     figure, (top, low) = plt.subplots(
         2, 1, sharex=True, figsize=(7, 5), height_ratios=[3, 1], layout="constrained", dpi=120
     )
-    top.plot(age, weight, color="tab:blue", label=f"fitted: {estimate['kernel']}")
+    top.plot(age, drawn["weight"], color="tab:blue", label=f"fitted: {estimate['kernel']}")
     if half_life is not None:
         text = f"half-life {half_life:.3g} {unit}"
         if estimate["low"] is not None:
@@ -198,12 +224,18 @@ def decay_curve(
         )
     top.set(ylabel="weight of a past click", ylim=(0, 1.05), xlim=(0, age[-1]))
     top.legend(frameon=False)
-    low.hist(ages[ages <= age[-1]], bins=60, color="0.6")
+    low.stairs(drawn["clicks"], age[::4], fill=True, color="0.6")
     low.set(
         xlabel="age of the click (days)" if unit == "days" else "age of the click (newer clicks)",
         ylabel="clicks",
     )
     return figure
+
+
+def versions() -> dict[str, str]:
+    """Releases of what a result depends on, for whoever wants it again."""
+    names = ["halflife-rec", "torch", "lightning", "transformers", "peft", "polars", "numpy"]
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -> Table:

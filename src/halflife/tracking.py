@@ -1,6 +1,5 @@
-"""What a run leaves behind: loggers, curves, tables, the end-of-run summary."""
+"""What happens around a run: checkpoints, speed, child processes, predictions, tables."""
 
-import importlib.util
 import logging
 import os
 import shutil
@@ -16,70 +15,17 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from halflife.batches import Batch
-from halflife.errors import InputError, flag, listed
 from halflife.estimate import Fit
 from halflife.ranges import ranges
 from halflife.recommender import Recommender
 
 Array = NDArray[Any]
-
-
-def wandb_logger(
-    save_dir: str, project: str, group: str | None, tags: list[str], offline: bool | None
-) -> WandbLogger:
-    """Weights & Biases; offline when there is no key, with a line that says where the run lies.
-
-    Args:
-        save_dir: the run's directory.
-        project, group, tags: as W&B shows them.
-        offline: None decides by whether a key is found.
-
-    Raises:
-        InputError: for a value of the wrong kind, or when W&B shall be online and there is no key.
-    """
-    tags = listed("logger.tags", tags, "words")
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "wandb" in netrc.read_text())
-    if offline is None:
-        offline = not has_key and os.environ.get("WANDB_MODE", "offline") != "online"
-    if not flag("logger.offline", offline) and not has_key and os.environ.get("WANDB_MODE") != "offline":
-        raise InputError(
-            "logger.offline must be true where W&B finds no key, got false; run `wandb login`, or add "
-            "logger.offline=true"
-        )
-    os.environ.setdefault("WANDB_SILENT", "true")
-    name = Path(save_dir).name
-    logger = WandbLogger(
-        project=project,
-        group=group,
-        tags=tags,
-        offline=offline,
-        save_dir=save_dir,
-        name=name,
-        job_type="train",
-    )
-    if offline and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"W&B is offline; `wandb sync {save_dir}/wandb/offline-run-*` uploads this run later")
-    return logger
-
-
-def tensorboard_logger(save_dir: str) -> TensorBoardLogger:
-    """TensorBoard event files in the run's directory."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise InputError(
-            "logger=tensorboard must find the package tensorboard, got none; "
-            "pip install 'halflife-rec[tensorboard]'"
-        )
-    return TensorBoardLogger(save_dir=save_dir, name="tensorboard", version="")
 
 
 class Checkpoints(ModelCheckpoint):
@@ -198,36 +144,6 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def flatten(cfg: DictConfig) -> dict[str, Any]:
-    """The whole configuration with dotted keys, and each group's choice, as loggers show it."""
-    flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + str(key)] = value
-
-    walk(OmegaConf.to_container(cfg, resolve=True), "")
-    if HydraConfig.initialized():
-        choices = HydraConfig.get().runtime.choices
-        flat |= {group: choice for group, choice in choices.items() if not group.startswith("hydra")}
-    return flat
-
-
-@contextmanager
-def closing(logger: Logger | None) -> Iterator[None]:
-    """End the logger's run behind the block, also when that fails: the next job starts a run of its own."""
-    try:
-        yield
-    finally:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
-        elif logger is not None:
-            logger.finalize("success")
-
-
 @contextmanager
 def child_processes(run_dir: Path) -> Iterator[None]:
     """While it lasts, processes that Lightning starts find this run's configuration and directory."""
@@ -271,14 +187,6 @@ def gather_predictions(module: Recommender, run_dir: Path) -> tuple[Array, Array
     index, mask = ranges(np.cumsum(length) - length, length)
     order = np.argsort(rows, kind="stable")
     return rows[order], scores[index[order][mask[order]]]
-
-
-def log_figure(logger: Logger | None, name: str, figure: Any) -> None:
-    """Show a picture in the logger that the run uses."""
-    if isinstance(logger, WandbLogger):
-        logger.log_image(name, [figure])
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_figure(name, figure)
 
 
 def write_table(path: Path, tables: Iterable[Table]) -> None:

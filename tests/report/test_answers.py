@@ -1,0 +1,154 @@
+"""What the pages say, against what the runs and studies hold."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from scipy.stats import t
+
+from halflife.errors import InputError
+from halflife.report import multirun as report_multirun
+from halflife.report import run, study, study_plots, trials
+
+
+def found_in(directory: Path, name: str = "metrics.json") -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((directory / name).read_text())
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("decay", "said"),
+    [
+        (
+            {"unit": "days", "half_life_days": 4.821, "low": 4.62, "high": 5.03, "how": "Wald"},
+            "A click loses half its weight in 4.82 days [4.62, 5.03].",
+        ),
+        (
+            {"unit": "rank", "half_life_rank": 12.0, "low": 9.0, "high": 16.0, "how": "Wald"},
+            "A click loses half its weight after 12 newer clicks [9, 16].",
+        ),
+        (
+            {"unit": "days", "half_life_days": None, "how": "not identified: the data cannot tell"},
+            "The half-life of a click is not identified: the data cannot tell.",
+        ),
+        (
+            {"unit": "days", "half_life_days": 7.0, "low": None, "high": None, "how": "fixed"},
+            "A click is made to lose half its weight in 7 days.",
+        ),
+        (
+            {"unit": "days", "half_life_days": None, "how": "the kernel has no half-life", "kernel": "none"},
+            "With none decay, which has no half-life, the AUC is 0.7000 [0.6500, 0.7500].",
+        ),
+    ],
+)
+def test_the_headline_is_the_answer(decay: dict[str, Any], said: str) -> None:
+    metrics = {"test/auc": 0.7, "test/auc_low": 0.65, "test/auc_high": 0.75}
+    assert run.headline(decay, metrics) == said
+
+
+def test_a_runs_page_shows_its_own_figures(multirun: Path) -> None:
+    place = multirun / "2"
+    page, metrics = run.page(place), found_in(place)
+    decay = found_in(place, "decay.json")
+    assert f"{decay['half_life_days']:.3g} days [{decay['low']:.3g}, {decay['high']:.3g}]" in page.headline
+    table = page.sections[1].tables[0]
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert rows["AUC"]["this run"] == f"{metrics['test/auc']:.4f}"
+    assert rows["AUC"]["popularity"] == f"{metrics['baseline/popularity/auc']:.4f}"
+    assert rows["AUC"]["best possible"] == f"{metrics['data/bayes_auc']:.4f}"
+    changed = {row[0]: row[1:] for row in page.sections[4].tables[0].rows}
+    assert changed["model"] == ["id_embedding", "bert_lora"]
+    assert changed["data.source.users"][0] == "80"
+    assert set(changed) == {"model", "data.source.users", "data.source.items", "data.source.days"}
+    origin = page.sections[5]
+    assert "decay=exponential" in origin.code
+    assert ["log's fingerprint", metrics["data/fingerprint"]] in origin.tables[0].rows
+
+
+def test_a_multirun_shows_means_over_seeds_and_what_decay_gains(multirun: Path) -> None:
+    page = report_multirun.page(multirun, sorted(multirun.glob("?")))
+    aucs = {k: [found_in(multirun / d)["test/auc"] for d in ds] for k, ds in (("none", "01"), ("exp", "23"))}
+    side, gain = page.sections[0].tables[0], page.sections[1].tables[0]
+    rows = {row[0]: row for row in side.rows}
+    half = t.ppf(0.975, 1) * np.std(aucs["none"], ddof=1) / np.sqrt(2)
+    assert rows["decay=none"][1:3] == ["2", f"{np.mean(aucs['none']):.4f} ± {half:.2g}"]
+    ((setting, seeds, difference, *_),) = gain.rows
+    assert (setting, seeds) == ("decay=exponential", "2")
+    assert float(difference) == pytest.approx(np.mean(aucs["exp"]) - np.mean(aucs["none"]), abs=6e-5)
+
+
+def test_a_study_is_read_with_its_states_reasons_and_objective(study_dir: Path) -> None:
+    found = trials.read(study_dir)
+    states = found.trials["state"].value_counts().rows()
+    assert dict(states) == {"COMPLETE": 35, "FAIL": 4, "PRUNED": 5}
+    assert found.objectives == ["val/auc"]
+    assert (trials.half_life_of(found), trials.rate_of(found)) == (
+        "decay.half_life_days",
+        "optimizer.head_lr",
+    )
+    best = found.finished.row(0, named=True)
+    assert best["val/auc"] == found.trials.filter(found.trials["state"] == "COMPLETE")["val/auc"].max()
+    assert max(found.importance, key=lambda name: found.importance[name]) == "decay.half_life_days"
+    table = study.page(study_dir).sections[2].tables[0]
+    assert [row[1:3] for row in table.rows if row[0].startswith("train/loss")] == [["failed", "4"]]
+
+
+def test_a_front_holds_what_no_other_beats(front_dir: Path) -> None:
+    found = trials.read(front_dir)
+    done = found.finished.select("number", *found.objectives).rows()
+    unbeaten = [
+        n for n, a, c in done if not any(a2 >= a and c2 <= c and (a2, c2) != (a, c) for _, a2, c2 in done)
+    ]
+    assert sorted(found.front) == sorted(unbeaten)
+    assert f"{len(unbeaten)} trials are beaten by none" in study.headline(found)
+
+
+def test_the_curve_finds_the_planted_half_life_and_its_interval_holds_it(study_dir: Path) -> None:
+    done = trials.read(study_dir).finished
+    best, low, high = study_plots.optimum(done, "decay.half_life_days", "val/auc", maximize=True)
+    assert best is not None
+    assert low is not None
+    assert high is not None
+    assert low <= 5 <= high
+    assert abs(math.log(best / 5)) < 0.3
+    assert high / low < 2
+    assert study_plots.optimum(done.head(5), "decay.half_life_days", "val/auc", True) == (None, None, None)
+
+
+def test_a_study_that_has_just_begun_has_a_page_too(tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
+    begun = optuna.create_study(study_name="young", storage=storage, direction="minimize")
+    assert study.page(tmp_path).headline == "No trial has finished yet."
+    trial = begun.ask()
+    trial.suggest_float("decay.half_life_days", 1, 10, log=True)
+    page = study.page(tmp_path)
+    assert "1 running" in page.lead
+    begun.tell(trial, 0.5)
+    lost = begun.ask()
+    begun.tell(lost, state=optuna.trial.TrialState.FAIL)
+    page = study.page(tmp_path)
+    assert "reaches value 0.5000" in page.headline
+    assert "interrupted and begun again" in page.lead
+
+
+def test_two_studies_in_one_storage_have_to_be_named(tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
+    for name in ("one", "two"):
+        optuna.create_study(study_name=name, storage=storage)
+    with pytest.raises(InputError, match="must hold one study, got one, two"):
+        trials.load(tmp_path)
+    (tmp_path / "study.json").write_text(json.dumps({"study_name": "two"}))
+    assert trials.load(tmp_path).study_name == "two"
+
+
+def test_a_storage_that_is_away_is_one_sentence(tmp_path: Path) -> None:
+    away = f"sqlite:///{tmp_path}/nowhere/study.db"
+    (tmp_path / "study.json").write_text(json.dumps({"storage": away, "study_name": "x"}))
+    with pytest.raises(InputError, match="the storage must be reachable"):
+        trials.load(tmp_path)
