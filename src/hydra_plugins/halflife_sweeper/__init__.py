@@ -3,6 +3,6 @@
 Nothing heavy is imported here: Hydra loads every plugin whenever an app starts.
 """
 
-from hydra_plugins.halflife_sweeper._trial import report
+from hydra_plugins.halflife_sweeper._trial import judge, report
 
-__all__ = ["report"]
+__all__ = ["judge", "report"]

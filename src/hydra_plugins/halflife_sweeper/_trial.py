@@ -79,9 +79,7 @@ class _Running:
     number: int
     lost: bool = False
 
-    def report(self, value: float, step: int) -> None:
-        import optuna
-
+    def judge(self, value: float, step: int) -> str | None:
         from hydra_plugins.halflife_sweeper._study import LOST, open_study
 
         try:
@@ -94,9 +92,8 @@ class _Running:
             if not self.lost:
                 log.warning(f"the study cannot be reached, so that this trial cannot be pruned: {error}")
             self.lost = True
-            return
-        if prune:
-            raise optuna.TrialPruned(f"pruned at step {step} with {value:.6g}")
+            return None
+        return f"pruned at step {step} with {value:.6g}" if prune else None
 
 
 _running: _Running | None = None
@@ -117,8 +114,19 @@ def report(value: float, step: int) -> None:
 
     >>> report(0.7, step=1)
     """
-    if _running is not None:
-        _running.report(float(value), int(step))
+    end = judge(value, step)
+    if end is not None:
+        from optuna import TrialPruned
+
+        raise TrialPruned(end)
+
+
+def judge(value: float, step: int) -> str | None:
+    """`report` that says why the trial shall end, or None: for an app that has other processes to end first.
+
+    >>> judge(0.7, step=1)
+    """
+    return None if _running is None else _running.judge(float(value), int(step))
 
 
 @dataclass(frozen=True)
