@@ -251,6 +251,8 @@ class HalflifeSweeper(Sweeper):
                 failures += outcome.state == "failed"
                 write_results(plan.study, plan.sweep_dir, app)
                 gc.collect()  # models and trainers hold themselves in circles
+                if gc.get_freeze_count() == 0:
+                    gc.freeze()  # what is imported by now need not be looked through each time
         except KeyboardInterrupt:
             for number in running:
                 plan.tell(number, Outcome("interrupted", reason="interrupted by Ctrl-C"))
@@ -266,6 +268,11 @@ class HalflifeSweeper(Sweeper):
                 f"{self._how_to_go_on()}"
             )
         best = ranked(plan.study)
+        if not best and failures:
+            raise InputError(
+                f"the app must finish one trial at least, got {failures} that failed, the last because: "
+                f"{outcome.reason}; mend the cause and {self._how_to_go_on()}"
+            )
         return None if not best else best[0].value if len(self.directions) == 1 else best[0].values
 
     def _say_where_it_stands(self, plan: "Plan") -> None:
