@@ -46,7 +46,8 @@ def check(cfg: Mapping[str, Any]) -> None:
     for objective in objectives(cfg):
         if objective not in known:
             raise InputError(
-                f"objective must be a metric of the run, got {shown(objective)}; {near(str(objective), known)}"
+                f"objective must be a metric of the run, got {shown(objective)}; "
+                f"{near(str(objective), known)}"
             )
     check_trainer(cfg["trainer"])
     check_callbacks(cfg["callbacks"], val)

@@ -17,7 +17,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra_plugins.halflife_sweeper import judge
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from halflife.errors import InputError, flag, listed
 from halflife.estimate import Fit
 from halflife.ranges import ranges
 from halflife.recommender import Recommender
+from hydra_plugins.halflife_sweeper import judge
 
 Array = NDArray[Any]
 
@@ -160,7 +160,7 @@ class Speed(Callback):
 
 
 class Reports(Callback):
-    """Tells the study of a sweep the metric after each validation of the fit; a trial that is pruned ends there.
+    """Tells the study of a sweep the metric after each validation; a trial that is pruned ends there.
 
     Args:
         metric: of the validation.

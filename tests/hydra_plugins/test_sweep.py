@@ -161,7 +161,7 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_sweep_goes_on(
         "fail_above": "RuntimeError: x is too large",
         "memory": "out of memory (MemoryError: no room)",
         "leave": "the job left with exit code 3",
-        "nan": "the objective must be finite, got nan",
+        "undefined": "the objective must be finite, got nan",
         "nothing": "the app must return a number, got null",
     }
     code, out = sweep(

@@ -86,8 +86,8 @@ class Choice:
     def suggest(self, trial: Any) -> list[str]:
         """The override with the value that the sampler picks, and those of the space below it."""
         picked = trial.suggest_categorical(self.key, self.values)
-        # 1, 1.0 and true are equal and yet three overrides
-        at = next(i for i, v in enumerate(self.values) if v == picked and type(v) is type(picked))
+        # 1, 1.0 and true are equal and yet three overrides, and nan does not equal itself
+        at = [repr(value) for value in self.values].index(repr(picked))
         return [f"{self.key}={self.texts[at]}", *suggest(self.below[at], trial)]
 
     def examples(self) -> list[list[str]]:

@@ -29,13 +29,15 @@ def main(cfg: Any) -> Any:
         raise MemoryError("no room")
     if cfg.do == "leave":
         sys.exit(3)
-    if cfg.do == "nan":
+    if cfg.do == "undefined":
         return float("nan")
     if cfg.do == "nothing":
         return None
     if cfg.do == "interrupt" and number == cfg.limit:
         raise KeyboardInterrupt
     if cfg.do == "die" and number == cfg.limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.do == "die_always":
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg.do == "lose" and number == cfg.limit:
         Path(cfg.lose).rename(f"{cfg.lose}.away")
