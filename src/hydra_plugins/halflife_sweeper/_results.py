@@ -78,11 +78,10 @@ def frame(study: optuna.Study) -> pl.DataFrame:
 
 
 def ranked(study: optuna.Study) -> list[FrozenTrial]:
-    """Finished trials, the best first; those of the Pareto front where there are several objectives."""
-    if len(study.directions) > 1:
-        return sorted(study.best_trials, key=lambda t: t.values)
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    """Finished trials, the best first; of several objectives the Pareto front, by the first."""
+    several = len(study.directions) > 1
+    done = study.best_trials if several else study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
     return sorted(done, key=lambda t: (sign * t.values[0], t.number))
 
 

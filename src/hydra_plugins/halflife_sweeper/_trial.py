@@ -3,9 +3,10 @@
 import json
 import logging
 import math
+import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ class Outcome:
         values: of the objectives, where it is complete.
         reason: why it was pruned, failed or died.
         traceback: of the exception, where there was one.
+        seconds: that the app's function took.
     """
 
     state: str
     values: list[float] = field(default_factory=list)
     reason: str = ""
     traceback: str = ""
+    seconds: float = 0.0
 
     def write(self, directory: Path) -> None:
         """Write whole or not at all."""
@@ -150,6 +153,7 @@ class TrialTask:
         hydra = HydraConfig.get()
         place = Path(hydra.runtime.output_dir)
         _running = _Running(self.where, hydra.sweeper.trial) if self.reports else None
+        begin = time.perf_counter()
         try:
             result = self.task(cfg)
         except BaseException as error:
@@ -163,7 +167,8 @@ class TrialTask:
             raise
         finally:
             _running = None
-        _checked(result, len(self.where.directions)).write(place)
+        outcome = _checked(result, len(self.where.directions))
+        replace(outcome, seconds=time.perf_counter() - begin).write(place)
         return result
 
 
