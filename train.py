@@ -10,8 +10,8 @@ from halflife.cli import CONFIG_DIR, guarded, run_app
 CONFIG = CONFIG_DIR / "train.yaml"
 
 
-def run(cfg: DictConfig, run_dir: Path) -> float:
-    """Train, test, write the run's directory, and return the metric that `objective` names.
+def run(cfg: DictConfig, run_dir: Path) -> float | list[float]:
+    """Train, test, write the run's directory, and return the metric that `objective` names, or several.
 
     Args:
         cfg: composed from conf/train.yaml.
@@ -38,9 +38,10 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     callbacks = instantiate(cfg.callbacks)
     checkpoint = callbacks["checkpoint"] = callbacks["checkpoint"](dirpath=run_dir / "checkpoints")
     speed = tracking.Speed()
+    reports = tracking.Reports(settings.objectives(cfg)[0].replace("test/", "val/"))
     logger = instantiate(cfg.logger)(save_dir=str(run_dir)) if cfg.get("logger") else False
     trainer = instantiate(cfg.trainer)(
-        callbacks=[*callbacks.values(), speed],
+        callbacks=[*callbacks.values(), speed, reports],
         logger=logger,
         default_root_dir=run_dir,
         enable_progress_bar=tracking.on_terminal(),
@@ -63,13 +64,14 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
         if first:
             fitted = estimate(module, fit)
             found = summary.finish(found, run_dir, module, data.store, rows, scores, fitted, speed)
-    return float(found[cfg.objective])
+    values = [float(found[key]) for key in settings.objectives(cfg)]
+    return values if len(values) > 1 else values[0]
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | list[float]:
     """Called by Hydra for each run of the command line."""
-    return float(guarded(run, cfg, CONFIG))
+    return guarded(run, cfg, CONFIG)
 
 
 if __name__ == "__main__":

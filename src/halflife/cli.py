@@ -40,6 +40,8 @@ def guarded(task: Task, cfg: Any, config: Path) -> Any:
         sentence = explain(error, config, run_dir)
         if sentence is None:
             raise
+        if HydraConfig.get().sweeper.get("trial") is not None:  # only this trial of a sweep ends
+            raise InputError(sentence) from error
         _tidy(run_dir, before)
         stop(sentence)
 

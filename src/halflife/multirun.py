@@ -24,7 +24,9 @@ class MultirunTable(Callback):
         self.jobs.append((list(hydra.overrides.task), Path(hydra.runtime.output_dir)))
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
-        """Print the table."""
+        """Print the table, but after a study, which has one of its own."""
+        if "study_name" in config.hydra.sweeper:
+            return
         done = [
             (o, json.loads((d / "metrics.json").read_text()))
             for o, d in self.jobs

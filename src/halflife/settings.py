@@ -1,13 +1,13 @@
 """The settings of a run that no part of it checks itself: keys, seed, objective, trainer, callbacks."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halflife.errors import InputError, choice, flag, near, number, shown, text, whole
 
 GROUPS = ["data", "model", "decay", "interest", "loss", "metrics", "optimizer", "trainer", "callbacks"]
-KEYS = [*GROUPS, "logger", "seed", "objective", "ckpt", "cache_dir"]
+KEYS = [*GROUPS, "logger", "seed", "objective", "ckpt", "cache_dir", "search"]
 PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
 LARGEST_SEED = 2**32 - 1  # of numpy's generators
 NOT_HERE = {
@@ -41,13 +41,21 @@ def check(cfg: Mapping[str, Any]) -> None:
         text("ckpt", cfg["ckpt"], "a checkpoint file")
     val = [f"val/{metric}" for metric in ["loss", *cfg["metrics"]]]
     known = [*val, *(key.replace("val/", "test/") for key in val)]
-    if cfg["objective"] not in known:
-        raise InputError(
-            f"objective must be a metric of the run, got {shown(cfg['objective'])}; "
-            f"{near(str(cfg['objective']), known)}"
-        )
+    known.append("speed/train_s")
+    for objective in objectives(cfg):
+        if objective not in known:
+            raise InputError(
+                f"objective must be a metric of the run, got {shown(objective)}; "
+                f"{near(str(objective), known)}"
+            )
     check_trainer(cfg["trainer"])
     check_callbacks(cfg["callbacks"], val)
+
+
+def objectives(cfg: Mapping[str, Any]) -> list[Any]:
+    """The metrics that a run returns, one or several."""
+    several = isinstance(cfg["objective"], Sequence) and not isinstance(cfg["objective"], str)
+    return list(cfg["objective"]) if several else [cfg["objective"]]
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from halflife.batches import Batch
 from halflife.estimate import Fit
 from halflife.ranges import ranges
 from halflife.recommender import Recommender
+from hydra_plugins.halflife_sweeper import judge
 
 Array = NDArray[Any]
 
@@ -100,7 +101,34 @@ class Speed(Callback):
         if self.seconds == 0:
             return {}
         found = {"speed/train_impressions_per_s": self.impressions / self.seconds}
+        found["speed/train_s"] = self.seconds
         return found | ({"speed/train_tokens_per_s": self.tokens / self.seconds} if self.tokens else {})
+
+
+class Reports(Callback):
+    """Tells the study of a sweep the metric after each validation; a trial that is pruned ends there.
+
+    Args:
+        metric: of the validation.
+    """
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.metric = metric
+        self.validations = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        told = trainer.callback_metrics.get(self.metric)
+        if trainer.state.fn != "fit" or trainer.sanity_checking or told is None:
+            return
+        self.validations += 1
+        first = trainer.is_global_zero
+        end = judge(float(told), self.validations) if first else None
+        end = trainer.strategy.broadcast(end)  # the other processes know of no study
+        if end is not None:
+            from optuna import TrialPruned
+
+            raise TrialPruned(end) if first else SystemExit
 
 
 def print_parameters(module: Recommender) -> None:

@@ -1,0 +1,200 @@
+"""After each trial and at the end: trials.parquet, best.yaml, and the last table."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import polars as pl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+from scipy.stats import t as student
+
+from hydra_plugins.halflife_sweeper._study import counts
+
+BEST_SHOWN = 10
+
+
+def half_width(values: list[float]) -> float | None:
+    """Half of the 95 % interval of a mean: t · s / √n; None for fewer than two values.
+
+    >>> round(half_width([0.6, 0.7, 0.8]), 3)
+    0.248
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    return float(student.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+
+
+def seed_values(trial: FrozenTrial, objective: int = 0) -> list[float]:
+    """One objective of a trial by seed, in the order they ran."""
+    return [values[objective] for values in trial.user_attrs.get("seeds", {}).values()]
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """complete, pruned, failed, running, waiting; or again, for one whose parameters were queued anew."""
+    if trial.state == TrialState.FAIL:
+        return "failed" if counts(trial) else "again"
+    return trial.state.name.lower()
+
+
+def frame(study: optuna.Study) -> pl.DataFrame:
+    """One row a trial; a column for each parameter under the key that it overrides."""
+    trials = study.get_trials(deepcopy=False)
+    single = len(study.directions) == 1
+    columns: dict[str, list[Any]] = {
+        "number": [t.number for t in trials],
+        "state": [state_of(t) for t in trials],
+    }
+    for i in range(len(study.directions)):
+        columns["value" if single else f"values_{i}"] = [t.values[i] if t.values else None for t in trials]
+    for key in sorted({key for t in trials for key in t.params}):
+        values = [t.params.get(key) for t in trials]
+        kinds = {type(v) for v in values if v is not None}
+        if kinds == {int, float}:
+            values = [None if v is None else float(v) for v in values]
+        elif len(kinds) > 1:
+            values = [None if v is None else str(v) for v in values]
+        columns[key] = values
+    columns["datetime_start"] = [t.datetime_start for t in trials]
+    columns["datetime_complete"] = [t.datetime_complete for t in trials]
+    columns["duration_s"] = [t.duration.total_seconds() if t.duration else None for t in trials]
+    columns["run_dir"] = [t.user_attrs.get("run_dir") for t in trials]
+    columns["reason"] = [t.user_attrs.get("reason") for t in trials]
+    if any("seeds" in t.user_attrs for t in trials):
+        columns["seed_values"] = [seed_values(t) or None for t in trials]
+        columns["half_width"] = [half_width(seed_values(t)) for t in trials]
+    types = {"value": pl.Float64, "duration_s": pl.Float64, "run_dir": pl.String, "reason": pl.String}
+    return pl.DataFrame(columns, schema_overrides={k: v for k, v in types.items() if k in columns})
+
+
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """Finished trials, the best first; of several objectives the Pareto front, by the first."""
+    several = len(study.directions) > 1
+    done = study.best_trials if several else study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    return sorted(done, key=lambda t: (sign * t.values[0], t.number))
+
+
+@dataclass(frozen=True)
+class App:
+    """What best.yaml is written for.
+
+    Args:
+        config_name: its primary configuration.
+        loader: Hydra's, which knows its groups.
+        search: groups that say how to search; they are no part of a run.
+    """
+
+    config_name: str
+    loader: ConfigLoader
+    search: set[str]
+
+
+def write_results(study: optuna.Study, sweep_dir: Path, app: App) -> None:
+    """trials.parquet and best.yaml, whole or not at all."""
+    temporary = sweep_dir / "trials.parquet.tmp"
+    frame(study).write_parquet(temporary)
+    temporary.replace(sweep_dir / "trials.parquet")
+    best = ranked(study)
+    if best:
+        temporary = sweep_dir / "best.yaml.tmp"
+        temporary.write_text(best_yaml(study, best[0], sweep_dir, app))
+        temporary.replace(sweep_dir / "best.yaml")
+
+
+def best_yaml(study: optuna.Study, best: FrozenTrial, sweep_dir: Path, app: App) -> str:
+    """A primary configuration that runs the best trial again.
+
+    What says how to search, such as the group `search`, is left out: it is no part of the run.
+    """
+    overrides = list(best.user_attrs["overrides"])
+    defaults: list[Any] = [app.config_name]
+    values = OmegaConf.create()
+    deleted = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, bare = override.get_key_element(), override.key_or_group
+        if any(bare == group or bare.startswith(f"{group}.") for group in app.search):
+            continue
+        if override.is_delete():
+            deleted.append(f" '{override.input_line}'")
+        elif app.loader.get_group_options(bare):
+            group = key.lstrip("+")
+            entry = (
+                {group: override.value()} if override.is_add() else {f"override {group}": override.value()}
+            )
+            defaults.append(entry)
+        else:
+            OmegaConf.update(values, bare, override.value(), force_add=True)
+    text = OmegaConf.to_yaml(OmegaConf.merge({"defaults": [*defaults, "_self_"]}, values))
+    told = ", ".join(f"{v:.6g}" for v in best.values)
+    seeds = list(best.user_attrs.get("seeds", {}))
+    over = f", the mean over seeds {', '.join(seeds)}" if seeds else ""
+    return (
+        f"# The best of study {study.study_name}: trial {best.number} reached {told}{over}. To run it:\n"
+        f"# --config-dir {sweep_dir} --config-name best{''.join(deleted)}\n{text}"
+    )
+
+
+def search_groups(overrides: list[str], config: Any, loader: ConfigLoader) -> set[str]:
+    """Groups whose choice configures the sweeper: they say how to search, not what to run."""
+    found = set()
+    for override in OverridesParser.create().parse_overrides(overrides):
+        group, value = override.key_or_group, override.value()
+        if isinstance(value, str) and value in loader.get_group_options(group):
+            plain = loader.load_sweep_config(config, [])
+            chosen = loader.load_sweep_config(config, [f"{group}={value}"])
+            if plain.hydra.sweeper != chosen.hydra.sweeper:
+                found.add(group)
+    return found
+
+
+def last_table(study: optuna.Study, n_trials: int) -> Table:
+    """The best trials, what was pruned, and why others failed."""
+    trials = study.get_trials(deepcopy=False)
+    by_state: dict[str, list[FrozenTrial]] = defaultdict(list)
+    for trial in trials:
+        by_state[state_of(trial)].append(trial)
+    best = ranked(study)
+    single = len(study.directions) == 1
+    done = len(by_state["complete"]) + len(by_state["pruned"]) + len(by_state["failed"])
+    what = "" if single else " · the Pareto front"
+    table = Table(title=f"Study {study.study_name}: {done} of {n_trials} trials{what}")
+    table.add_column("trial", justify="right")
+    directions = [d.name.lower() for d in study.directions]
+    for direction in directions:
+        table.add_column(f"value ({direction})", justify="right")
+    keys = list(dict.fromkeys(key for trial in best for key in trial.params))
+    for key in keys:
+        table.add_column(key, justify="right", overflow="fold")
+    for trial in best[:BEST_SHOWN] if single else best:
+        cells = []
+        for i, value in enumerate(trial.values):
+            half = half_width(seed_values(trial, i))
+            cells.append(f"{value:.6g}" if half is None else f"{value:.4g} ± {half:.2g}")
+        shown = [
+            f"{v:.4g}" if isinstance(v, float) else str(v) for v in (trial.params.get(k, "") for k in keys)
+        ]
+        table.add_row(str(trial.number), *cells, *shown)
+    notes = [f"{len(best) - BEST_SHOWN} more in trials.parquet"] if single and len(best) > BEST_SHOWN else []
+    if by_state["pruned"]:
+        notes.append(f"pruned: {len(by_state['pruned'])}")
+    causes: dict[str, list[str]] = defaultdict(list)
+    for trial in by_state["failed"]:
+        causes[trial.user_attrs.get("reason", "its worker's heartbeat stopped")].append(str(trial.number))
+    notes += [f"failed: {', '.join(numbers)}: {reason}" for reason, numbers in causes.items()]
+    if by_state["again"]:
+        notes.append(f"interrupted and begun again: {len(by_state['again'])}")
+    if by_state["running"]:
+        notes.append(f"running in other processes: {len(by_state['running'])}")
+    table.caption = "\n".join(notes) or None
+    return table

@@ -1,0 +1,1 @@
+"""The sweeper's configuration, found by Hydra in every app."""
