@@ -39,7 +39,7 @@ from torch.nn.utils import clip_grad_norm_
 from halflife import pretrained, tracking
 from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
 from halflife.decay.configured import kernels
-from halflife.encoders import text
+from halflife.encoders.chunks import chunks, rectangle
 from halflife.errors import InputError
 from halflife.progress import bar
 from halflife.recommender import Recommender
@@ -178,24 +178,22 @@ class PaddedLoop:
         return total
 
 
-def bare(backbone: Any, batch: Batch) -> float:
+def bare(backbone: Any, chunk_tokens: int, batch: Batch) -> float:
     """Seconds of the encoder's forward and backward alone, on the distinct items' tokens.
 
-    The padded chunks are laid out beforehand, the same ones that `encoders.text.encode` makes; each goes
+    The padded chunks are laid out beforehand, the same ones that `encoders.chunks.encode` makes; each goes
     forward and back before the next.
     """
     assert batch.tokens is not None
     assert batch.token_length is not None
-    start, chunks = batch.token_length.cumsum(0) - batch.token_length, []
-    for chunk in torch.argsort(batch.token_length, stable=True).split(text.CHUNK_ITEMS):
-        place = torch.arange(int(batch.token_length[chunk].max()))
-        mask = place < batch.token_length[chunk].unsqueeze(1)
-        at = (start[chunk].unsqueeze(1) + place).clamp_max(len(batch.tokens) - 1)
-        chunks.append((batch.tokens[at] * mask, mask.long()))
+    laid_out = [
+        rectangle(batch.tokens, batch.token_length, chunk)
+        for chunk in chunks(batch.token_length, chunk_tokens)
+    ]
     backbone.zero_grad()
     begin = time.perf_counter()
-    for ids, mask in chunks:
-        backbone(input_ids=ids, attention_mask=mask).last_hidden_state.sum().backward()
+    for ids, mask in laid_out:
+        backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state.sum().backward()
     return time.perf_counter() - begin
 
 
@@ -366,7 +364,9 @@ class Bench:
         """Fine-tuning and evaluation of a model of which everything trains."""
         module, trainer = self.module("bert_full")
         loop = self.loop(module)
-        beside = Beside(partial(bare, copy.deepcopy(module.encoder.backbone)), self.seconds)
+        encoder: Any = module.encoder
+        alone = partial(bare, copy.deepcopy(encoder.backbone), encoder.chunk_tokens)
+        beside = Beside(alone, self.seconds)
         self.fit(module, trainer, beside, WARM_UP + PAIRS * self.repeats)
         tokens = statistics.mean(t for _, t, _ in beside.steps["ours"])
         self.notes.append(f"a batch holds {tokens:,.0f} tokens of distinct items")

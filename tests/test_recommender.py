@@ -33,6 +33,7 @@ from halflife.errors import InputError
 from halflife.interest.attention import Attention
 from halflife.interest.pool import Pool
 from halflife.recommender import Recommender, check_checkpoint, score
+from tests.conftest import TEXT
 
 CONF = Path(__file__).parents[1] / "conf"
 KERNELS = sorted(path.stem for path in (CONF / "decay").glob("*.yaml"))
@@ -40,7 +41,7 @@ LORA = partial(tuning.lora, r=2, alpha=4.0, dropout=0.2, target_modules=["query"
 TUNINGS = {
     "frozen": tuning.frozen,
     "full": tuning.full,
-    "last_k": partial(tuning.last_k, k=1),
+    "last_k": partial(tuning.last_k, k=1, layer_decay=0.9),
     "lora": LORA,
 }
 ENCODERS = ["id", *TUNINGS]
@@ -89,11 +90,8 @@ def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPa
             items = TextEncoder(
                 small_log.store,
                 str(bert),
-                TUNINGS[encoder],
-                pooling=pooling,
-                dim=dim,
-                max_tokens=16,
-                lr=0.001,
+                tuning=TUNINGS[encoder],
+                **(TEXT | {"pooling": pooling, "dim": dim}),
                 cache_dir=str(cache),
             )
         given = OPTIMIZER | {"seed": 7, "unit": "days", "impressions": 400, "loss": losses.bce} | changes
