@@ -31,7 +31,7 @@ check: setup  ## ruff, mypy and the import direction
 	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: setup  ## the figures of the README's speed table
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/encoding.py
 
 clean:  ## remove .venv and caches; runs/ and multirun/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,21 @@ NEWSROOM = {
     "seed": 1,
 }
 """Settings of the small log: a few hundred impressions, made in well under a second."""
+
+TEXT: dict[str, Any] = {
+    "quantize": None,
+    "pooling": "mean",
+    "dim": 8,
+    "max_tokens": 16,
+    "lr": 0.001,
+    "chunk_tokens": 1024,
+    "keep_tokens": 32768,
+    "gradient_checkpointing": False,
+    "compile": False,
+    "reuse_steps": 0,
+    "reuse_rise_steps": 1,
+}
+"""Settings of a TextEncoder, but for what it encodes, with which model, and where vectors are kept."""
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -158,3 +174,30 @@ def wandb_records() -> Callable[[Path], list[Any]]:
         return found
 
     return read
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for a decoder: a random Llama of 2 layers and width 32, with that tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    directory = tmp_path_factory.mktemp("tiny-gpt")
+    for file in tiny_bert.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            shutil.copy(file, directory)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaModel(
+            LlamaConfig(
+                vocab_size=json.loads((tiny_bert / "config.json").read_text())["vocab_size"],
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                intermediate_size=64,
+                max_position_embeddings=64,
+            )
+        )
+    model.save_pretrained(str(directory))
+    return directory

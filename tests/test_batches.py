@@ -322,6 +322,51 @@ def test_a_resumed_epoch_goes_on_behind_what_it_had_and_only_once(
     assert listed(resumed) == listed(whole)
 
 
+@given(n=st.integers(1, 300), seed=st.integers(0, 20), times=st.integers(3, 12), epoch=st.integers(0, 3))
+def test_a_token_budget_is_never_exceeded_and_every_epoch_has_as_many_batches(
+    n: int, seed: int, times: int, epoch: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tokens, lengths = rng.integers(1, 500, n), rng.integers(0, 20, n)
+    budget = times * int(tokens.max())
+    sampler = BatchRows(np.arange(n), lengths, 8, seed, tokens=tokens, batch_tokens=budget)
+    sampler.set_epoch(epoch)
+    parts = list(sampler)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(n))
+    assert len(parts) == len(sampler)
+    assert all(0 < tokens[part].sum() <= budget for part in parts)
+
+
+def test_a_token_budget_counts_what_histories_and_candidates_hold(
+    small_log: DataModule, tiny_bert: Path
+) -> None:
+    small_log.tokens = small_log.store.tokens(str(tiny_bert), 16)
+    dataset, rows = small_log.impressions(), small_log.rows("train")[:40]
+    expected = []
+    for row in rows:
+        batch = dataset[np.array([row])]
+        places = torch.cat([batch.history[batch.history_mask], batch.candidates[batch.candidate_mask]])
+        expected.append(int(batch.token_length[places].sum()))
+    assert dataset.token_counts(rows).tolist() == expected
+
+
+def test_a_token_budget_that_will_not_do_is_refused(
+    make_log: Callable[..., DataModule], tiny_bert: Path
+) -> None:
+    with pytest.raises(InputError, match=r"^data\.batch_tokens must be null where training reads no tokens"):
+        make_log(batch_tokens=5000).train_dataloader()
+    log = make_log(batch_tokens=5)
+    log.tokens = log.store.tokens(str(tiny_bert), 16)
+    with pytest.raises(
+        InputError, match=r"^data\.batch_tokens must be a whole number .*, got 5; give \d+ or more"
+    ):
+        log.train_dataloader()
+    log = make_log(batch_tokens=2000)
+    log.tokens = log.store.tokens(str(tiny_bert), 16)
+    sizes = {len(batch) for batch in log.train_dataloader()}
+    assert len(sizes) > 1
+
+
 def test_a_batch_holds_histories_of_like_length() -> None:
     lengths = np.random.default_rng(0).integers(0, 50, 4000)
     parts = [lengths[part] for part in BatchRows(np.arange(4000), lengths, 32, seed=0)]

@@ -71,9 +71,14 @@ def test_every_interest_and_loss_runs_a_training_step(
 
 @pytest.mark.parametrize("model", [c.split("/")[1] for c in CHOICES if c.startswith("model/")])
 def test_every_model_runs_a_training_step(
-    model: str, make_log: Callable[..., DataModule], tiny_bert: Path
+    model: str, make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path
 ) -> None:
-    text = [] if model in ("id_embedding", "topics") else [f"model.pretrained={tiny_bert}"]
+    tiny = tiny_gpt if model.startswith("gpt") else tiny_bert
+    text = [] if model in ("id_embedding", "topics") else [f"model.pretrained={tiny}"]
+    if model.endswith("qlora") and not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"^model\.quantize must be null on a machine .* no GPU, got 4"):
+            step_runs(make_log, f"model={model}", *text)
+        return
     step_runs(make_log, f"model={model}", *text, *(["model.tuning.k=1"] if model.endswith("last_k") else []))
 
 

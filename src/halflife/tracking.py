@@ -166,6 +166,7 @@ def quiet() -> None:
         ".*recommended to use `self.log.*sync_dist=True.*",
         ".*sampler has shuffling enabled.*",
         ".*is_gradient_checkpointing. is deprecated.*",
+        ".*past_key_values. is deprecated.*",
         ".*module.s. in eval mode at the start of training.*",
         ".*ModelCheckpoint.*could not find the monitored key.*",
     ):

@@ -2,22 +2,27 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from halflife.batches import DataModule
 from halflife.encoders import cache, tuning
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError
+from tests.conftest import TEXT
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(4, 3)
+PARTS_OF_IT = [torch.from_numpy(VECTORS[:3].copy()), torch.from_numpy(VECTORS[3:].copy())]
 PARTS: dict[str, Any] = {
     "weights": "abc",
     "config": b'{"layers": 6}',
+    "tuning": "frozen() null",
     "pooling": "mean",
     "ids": np.array([101, 7, 102, 101, 102], np.int32),
     "start": np.array([0, 3, 5]),
@@ -30,10 +35,10 @@ class Compute:
     def __init__(self, seconds: float = 0.0) -> None:
         self.times, self.seconds = 0, seconds
 
-    def __call__(self) -> np.ndarray:
+    def __call__(self) -> list[torch.Tensor]:
         self.times += 1
         time.sleep(self.seconds)
-        return VECTORS
+        return PARTS_OF_IT
 
 
 @pytest.mark.parametrize(
@@ -41,6 +46,7 @@ class Compute:
     [
         ("weights", "abd"),
         ("config", b'{"layers": 7}'),
+        ("tuning", "frozen() 4"),
         ("pooling", "cls"),
         ("ids", np.array([101, 8, 102, 101, 102], np.int32)),
         ("start", np.array([0, 2, 5])),
@@ -91,7 +97,8 @@ def test_a_file_of_another_catalogue_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_a_computation_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> np.ndarray:
+    def fail() -> Iterator[torch.Tensor]:
+        yield PARTS_OF_IT[0]
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -122,13 +129,14 @@ def test_a_frozen_encoder_runs_over_the_catalogue_once_for_each_setting(
         return whole(self, backbone)
 
     monkeypatch.setattr(TextEncoder, "_all", counted)
-    build = partial(
-        TextEncoder, small_log.store, str(tiny_bert), tuning.frozen, lr=0.0, cache_dir=str(tmp_path)
-    )
-    first = build(pooling="mean", dim=4, max_tokens=16)
-    again = build(pooling="mean", dim=8, max_tokens=16)  # the head is no part of what is kept
+    settings = TEXT | {"tuning": tuning.frozen, "cache_dir": str(tmp_path)}
+    build = partial(TextEncoder, small_log.store, str(tiny_bert), **settings)
+    first = build()
+    again = build(dim=4, chunk_tokens=64)  # neither the head nor the chunks change what is kept
     assert len(runs) == 1
     np.testing.assert_array_equal(first.vectors.numpy(), again.vectors.numpy())
-    build(pooling="cls", dim=4, max_tokens=16)
-    build(pooling="mean", dim=4, max_tokens=4)
-    assert len(runs) == 3
+    build(pooling="cls")
+    build(max_tokens=4)
+    build(pooling="attention")
+    build(pooling="attention")
+    assert len(runs) == 4

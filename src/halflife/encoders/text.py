@@ -1,59 +1,25 @@
-"""Item text to vectors with a pretrained model: each distinct item once, hardly any padding."""
+"""Item text to vectors with a pretrained model: each distinct item once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from halflife import pretrained as pretrained_models
 from halflife.batches import Batch
 from halflife.encoders import cache
-from halflife.encoders.pooling import Pooling, by_name
-from halflife.errors import InputError, number, shown, text, whole
+from halflife.encoders.chunks import encode, rectangle, token_vectors
+from halflife.encoders.pooling import Attention, by_name
+from halflife.encoders.ranks import RankSchedule
+from halflife.encoders.reuse import Reuse
+from halflife.errors import InputError, flag, number, shown, text, whole
 from halflife.store import Store
 
-CHUNK_ITEMS = 64  # texts of like length that go through the encoder together; measured on 2 CPU cores
-
-RECOMPUTE_ITEMS = 2048
-"""Distinct items of a batch from which activations are recomputed, chunk by chunk, instead of kept: a third
-more work, and memory that no longer grows with the batch."""
-
-
-def encode(backbone: Any, pooling: Pooling, tokens: Tensor, length: Tensor) -> Tensor:
-    """Encode texts given on end, in chunks of like length, so that hardly a padded token is computed.
-
-    Args:
-        backbone: a `transformers` model.
-        pooling: token vectors and mask to one vector.
-        tokens: token ids of all texts on end.
-        length: tokens of each text, at least 1.
-
-    Shape: tokens (T,), length (U,) → (U, width), in the order given.
-    """
-    start = length.cumsum(0) - length
-    order = torch.argsort(length, stable=True)
-    parts = []
-    for chunk in order.split(CHUNK_ITEMS):
-        place = torch.arange(int(length[chunk[-1]]), device=tokens.device)
-        mask = place < length[chunk].unsqueeze(1)
-        ids = tokens[(start[chunk].unsqueeze(1) + place).clamp_max(len(tokens) - 1)].masked_fill(~mask, 0)
-        if torch.is_grad_enabled() and len(order) > RECOMPUTE_ITEMS:
-            pooled = checkpoint(_pooled, backbone, pooling, ids, mask, use_reentrant=False)
-        else:
-            pooled = _pooled(backbone, pooling, ids, mask)
-        parts.append(pooled)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return torch.cat(parts)[back]
-
-
-def _pooled(backbone: Any, pooling: Pooling, ids: Tensor, mask: Tensor) -> Tensor:
-    """Encode one padded chunk and pool it."""
-    return pooling(backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask)
+CATALOGUE_ITEMS = 1024  # texts of the catalogue that are looked at together, for their lengths
 
 
 class TextEncoder(nn.Module):
@@ -61,17 +27,23 @@ class TextEncoder(nn.Module):
 
     v = W · pool(backbone(text)) / |W · pool(backbone(text))|
 
-    A model of which nothing trains is run once over the catalogue and its vectors are kept on disk; a tuned
-    one is run once a batch over the distinct items.
+    A model of which nothing trains is run once over the catalogue and its vectors are kept on disk: one an
+    item, or one a token where the pooling itself learns. A tuned one is run once a batch over the distinct
+    items.
 
     Args:
         store: the catalogue to encode.
-        pretrained: `bundled`, a directory or a hub name.
+        pretrained: `bundled`, `smollm2`, a directory or a hub name.
+        quantize: bits of the frozen weights, 4 or 8, on a GPU; None keeps them as they are.
         tuning: a function of `encoders.tuning` with its settings.
-        pooling: `mean` or `cls`.
+        pooling: `mean`, `cls`, `last` or `attention`.
         dim: size of the item vectors.
         max_tokens: longer texts are cut.
         lr: learning rate of what trains in the pretrained model.
+        chunk_tokens, keep_tokens: as in `encoders.chunks.encode`; together they bound memory.
+        gradient_checkpointing: keep one activation a block, and recompute what lies between.
+        compile: hand the model to `torch.compile`.
+        reuse_steps, reuse_rise_steps: as in `encoders.reuse`; 0 steps encodes every item anew.
         cache_dir: where the vectors of frozen models are kept.
 
     Raises:
@@ -84,19 +56,28 @@ class TextEncoder(nn.Module):
         self,
         store: Store,
         pretrained: str,
+        quantize: int | None,
         tuning: Callable[[Any], Any],
         pooling: str,
         dim: int,
         max_tokens: int,
         lr: float,
+        chunk_tokens: int,
+        keep_tokens: int,
+        gradient_checkpointing: bool,
+        compile: bool,
+        reuse_steps: int,
+        reuse_rise_steps: int,
         cache_dir: str,
     ) -> None:
         super().__init__()
         max_tokens = whole("model.max_tokens", max_tokens, "tokens", at_least=3)
         self.dim = whole("model.dim", dim, "dimensions", at_least=1)
         self.lr = number("model.lr", lr, "learning rate", at_least=0)
-        self.pooling = by_name(pooling)
-        text("model.pretrained", pretrained, "bundled, a directory or a hub name")
+        self.chunk_tokens = whole("model.chunk_tokens", chunk_tokens, "tokens", at_least=1)
+        self.keep_tokens = whole("model.keep_tokens", keep_tokens, "tokens", at_least=0)
+        reuse_steps = whole("model.reuse_steps", reuse_steps, "steps", at_least=0)
+        text("model.pretrained", pretrained, "bundled, smollm2, a directory or a hub name")
         if not callable(tuning):
             raise InputError(
                 f"model.tuning must be a function of halflife.encoders.tuning, got {shown(tuning)}; "
@@ -107,32 +88,49 @@ class TextEncoder(nn.Module):
         weights = pretrained_models.weights_key(source)
         self.identity = {
             "model.pretrained": f"the model with weights {weights[:16]}",
+            "model.quantize": shown(quantize),
+            "model.tuning": described(tuning),
             "model.pooling": pooling,
             "model.max_tokens": str(max_tokens),
+            "model.reuse_steps": str(reuse_steps),
         }
         """What beside shapes makes two encoders the same, by the key that a user would set."""
-        backbone = tuning(pretrained_models.load(source))
-        limit = getattr(backbone.config, "max_position_embeddings", None)
-        if limit is not None and max_tokens > limit:
-            raise InputError(
-                f"model.max_tokens must be at most {limit} (tokens) for {pretrained}, got {max_tokens}; "
-                "lower it"
-            )
-        self.reads_tokens = any(p.requires_grad for p in backbone.parameters())
-        self.frozen_parameters = 0
+        backbone = tuning(pretrained_models.load(source, quantize))
+        _check_longest(backbone, max_tokens, pretrained)
         width = int(backbone.config.hidden_size)
+        self.pooling = by_name(pooling, width)
+        self.reads_tokens = any(p.requires_grad for p in backbone.parameters())
+        self.ranks: RankSchedule | None = getattr(backbone, "rank_schedule", None)
+        self.reuse: Reuse | None = None
+        self.frozen_parameters = 0
         if self.reads_tokens:
+            if flag("model.gradient_checkpointing", gradient_checkpointing):
+                backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            if flag("model.compile", compile):
+                backbone.compile(dynamic=True)
             self.backbone = backbone.train()  # loading leaves it in eval mode, without dropout
+            if reuse_steps:
+                self.reuse = Reuse(store.n_items, width, reuse_steps, reuse_rise_steps)
         else:
             self.frozen_parameters = sum(p.numel() for p in backbone.parameters())
-            config = (source / "config.json").read_bytes()
-            name = cache.key(weights, config, pooling, self.ids, self.start)
-            found = cache.vectors(
-                Path(cache_dir).expanduser(), name, store.n_items, lambda: self._all(backbone).numpy()
+            name = cache.key(
+                weights,
+                pretrained_models.config_key(source),
+                f"{described(tuning)} {quantize}",
+                "every token" if self._by_token else pooling,
+                self.ids,
+                self.start,
             )
+            rows = len(self.ids) if self._by_token else store.n_items
+            found = cache.vectors(Path(cache_dir).expanduser(), name, rows, lambda: self._all(backbone))
             self.register_buffer("vectors", torch.from_numpy(found), persistent=False)
         self.projection = nn.Linear(width, self.dim, bias=False)
         nn.init.orthogonal_(self.projection.weight)  # keeps the similarities that pretraining found
+
+    @property
+    def _by_token(self) -> bool:
+        """Whether a vector a token is kept, since nothing but the pooling trains."""
+        return isinstance(self.pooling, Attention) and not self.reads_tokens
 
     def head(self, pooled: Tensor) -> Tensor:
         """Project and scale to length 1; (…, width) → (…, dim)."""
@@ -141,34 +139,103 @@ class TextEncoder(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Vectors of the batch's distinct items, (U, dim)."""
         if not self.reads_tokens:
-            return self.head(self.vectors[batch.item])
+            return self.head(self._looked_up(batch.item))
         if batch.tokens is None or batch.token_length is None:
             raise AssertionError("a tuned encoder needs batches with tokens")
-        return self.head(encode(self.backbone, self.pooling, batch.tokens, batch.token_length))
+        tokens, length = batch.tokens, batch.token_length
+        if self.reuse is None or not self.training:
+            return self.head(self._encode(self.backbone, tokens, length))
+        stale = self.reuse.stale(batch.item)
+        fresh = self._encode(self.backbone, tokens[stale.repeat_interleave(length)], length[stale])
+        return self.head(self.reuse.joined(batch.item, stale, fresh))
 
     @torch.no_grad()
     def catalogue(self) -> Tensor:
         """Vectors of every item, (items, dim), for evaluation. Leaves the training mode as it was."""
         if not self.reads_tokens:
-            return self.head(self.vectors)
+            every = torch.arange(len(self.start) - 1, device=self.vectors.device)
+            return torch.cat([self.head(self._looked_up(part)) for part in every.split(CATALOGUE_ITEMS)])
         training = self.backbone.training
-        self.backbone.eval()
-        pooled = self._all(self.backbone)
+        found = [self.head(pooled) for pooled in self._all(self.backbone)]
         self.backbone.train(training)
-        return self.head(pooled)
+        return torch.cat(found)
+
+    def plan(self, steps: int) -> None:
+        """Training starts, or goes on, and will have made so many optimizer steps at its end."""
+        if self.ranks is not None:
+            self.ranks.plan(steps)
+
+    def stepped(self, done: int) -> None:
+        """The optimizer has made its step; gradients are still there."""
+        if self.ranks is not None:
+            self.ranks.step(done)
+        if self.reuse is not None:
+            self.reuse.step()
+
+    def penalty(self) -> Tensor | float:
+        """What the loss gains for the sake of the tuning."""
+        return 0.0 if self.ranks is None else self.ranks.penalty()
+
+    def _encode(self, backbone: Any, tokens: Tensor, length: Tensor) -> Tensor:
+        """Pooled vectors of texts, (U, width), in chunks that fit the settings."""
+        return encode(backbone, self.pooling, tokens, length, self.chunk_tokens, self.keep_tokens)
+
+    def _looked_up(self, item: Tensor) -> Tensor:
+        """Pooled vectors of items of a frozen model, (U, width)."""
+        if not self._by_token:
+            return self.vectors[item]
+        place = item.cpu().numpy()
+        length = self.start[place + 1] - self.start[place]
+        at = np.repeat(self.start[place] - (np.cumsum(length) - length), length) + np.arange(length.sum())
+        of_tokens = self.vectors[torch.from_numpy(at).to(item.device)]
+        lengths = torch.from_numpy(length).to(item.device)
+        return self.pooling(*rectangle(of_tokens, lengths, torch.arange(len(item), device=item.device)))
 
     @torch.no_grad()
-    def _all(self, backbone: Any) -> Tensor:
-        """Pooled vectors of every item, a few thousand texts at a time, with a bar when it takes a while."""
+    def _all(self, backbone: Any) -> Iterator[Tensor]:
+        """Vectors of every item, pooled or by token, a part at a time, with a bar when it takes a while."""
         from halflife.progress import bar
 
         backbone.eval()
         device = next(backbone.parameters()).device
-        rows = np.array_split(np.arange(len(self.start) - 1), max(1, (len(self.start) - 1) // 1024))
-        parts = []
-        for part in bar(rows, "encode the catalogue"):
+        items = len(self.start) - 1
+        for part in bar(
+            np.array_split(np.arange(items), -(-items // CATALOGUE_ITEMS)), "encode the catalogue"
+        ):
             first, last = self.start[part[0]], self.start[part[-1] + 1]
             tokens = torch.from_numpy(self.ids[first:last].astype(np.int64)).to(device)
             length = torch.from_numpy(np.diff(self.start[part[0] : part[-1] + 2])).to(device)
-            parts.append(encode(backbone, self.pooling, tokens, length))
-        return torch.cat(parts)
+            if self._by_token:
+                yield token_vectors(backbone, tokens, length, self.chunk_tokens)
+            else:
+                yield self._encode(backbone, tokens, length)
+
+
+def described(tuning: Callable[[Any], Any]) -> str:
+    """A tuning function and its settings, in words.
+
+    >>> from functools import partial
+    >>> from halflife.encoders.tuning import last_k
+    >>> described(partial(last_k, k=2, layer_decay=0.9))
+    'last_k(k=2, layer_decay=0.9)'
+    """
+    function, settings = (tuning.func, tuning.keywords) if isinstance(tuning, partial) else (tuning, {})
+    given = ", ".join(f"{key}={shown(value)}" for key, value in sorted(settings.items()))
+    return f"{getattr(function, '__name__', type(function).__name__)}({given})"
+
+
+def _check_longest(backbone: Any, max_tokens: int, pretrained: str) -> None:
+    """Raise the InputError where the model has no places for texts that long."""
+    limit = getattr(backbone.config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    places = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(places, "padding_idx", None)
+    if padding is not None:  # RoBERTa counts places from behind the padding's id
+        limit -= padding + 1
+    for learned in getattr(backbone, "peft_config", {}).values():
+        limit -= getattr(learned, "num_virtual_tokens", None) or 0
+    if max_tokens > limit:
+        raise InputError(
+            f"model.max_tokens must be at most {limit} (tokens) for {pretrained}, got {max_tokens}; lower it"
+        )
