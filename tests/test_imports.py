@@ -31,6 +31,7 @@ ORDER = [
     "estimate",
     "tracking",
     "summary",
+    "mlm",
     "multirun",
     "cli",
     "profile",

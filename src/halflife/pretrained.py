@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -132,16 +133,57 @@ def load(directory: Path) -> Any:
     Raises:
         InputError: when the directory holds no whole model.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModel
+
+    return _load(AutoModel, directory)[0]
+
+
+def load_masked(directory: Path) -> tuple[Any, Any, bool]:
+    """A masked language model, its tokenizer, and whether its head is new, since the directory held none.
+
+    Raises:
+        InputError: when the directory holds no whole model, or one that masks no words.
+    """
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    kind = json.loads((directory / "config.json").read_text()).get("model_type")
+    if tokenizer.mask_token_id is None or kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        what = f"{kind} without a mask token" if tokenizer.mask_token_id is None else kind
+        raise InputError(
+            f"model.pretrained must be a masked language model, such as a BERT, for task=mlm, got "
+            f"{directory}, a {what}; give another one"
+        )
+    model, missing = _load(AutoModelForMaskedLM, directory)
+    return model, tokenizer, bool(missing)
+
+
+def _load(auto: Any, directory: Path) -> tuple[Any, set[str]]:
+    """A model of the directory, and the names of its head's weights that the directory does not hold."""
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # it reports every head that a file has or lacks
     try:
-        return AutoModel.from_pretrained(str(directory))
+        model, about = auto.from_pretrained(str(directory), output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise InputError(
             f"model.pretrained must be a whole model, got {directory} ({reason}); save a model there with "
             "save_pretrained"
         ) from error
+    finally:
+        logging.set_verbosity(before)
+    body = {id(p) for p in model.base_model.parameters()}
+    named = dict(model.named_parameters())
+    # a pooler on top of the body is a head as well: no encoder here calls it
+    lost = [n for n in about["missing_keys"] if n in named and id(named[n]) in body and "pooler" not in n]
+    if lost:
+        raise InputError(
+            f"model.pretrained must be a whole model, got {directory} without the weights {min(lost)}; save "
+            "a model there with save_pretrained"
+        )
+    return model, set(about["missing_keys"])

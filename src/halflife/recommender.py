@@ -153,11 +153,7 @@ class Recommender(pl.LightningModule):
         return self.score(batch, self.encoder(batch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # dropout depends on nothing but seed, step and rank, so no generator state has to survive a kill
-        step = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
-        # torch.manual_seed formats the stack for every kind of device that is not there: 2 ms a step
-        on_cpu = self.device.type == "cpu"
-        (torch.default_generator.manual_seed if on_cpu else torch.manual_seed)(int(step.generate_state(1)[0]))
+        seed_step(self, self.seed, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(self(batch), batch.label, batch.candidate_mask)
@@ -286,6 +282,14 @@ class Recommender(pl.LightningModule):
         checkpoint["state_dict"] = {**have, **checkpoint["state_dict"]}
 
 
+def seed_step(module: pl.LightningModule, seed: int, batch_idx: int) -> None:
+    """Let what a step draws depend on seed, epoch, batch and rank alone: no generator survives a kill."""
+    step = np.random.SeedSequence([seed, module.current_epoch, batch_idx, module.global_rank])
+    # torch.manual_seed formats the stack for every kind of device that is not there: 2 ms a step
+    on_cpu = module.device.type == "cpu"
+    (torch.default_generator.manual_seed if on_cpu else torch.manual_seed)(int(step.generate_state(1)[0]))
+
+
 def build(cfg: DictConfig, data: DataModule) -> Recommender:
     """The module that a configuration names, over a log.
 
@@ -362,6 +366,31 @@ def check_checkpoint(path: str, module: Recommender, data: DataModule) -> None:
     Raises:
         InputError: when the file is missing, corrupt, or of another log or model; it names what differs.
     """
+    checkpoint = read_checkpoint(path, identity(module, data))
+    trained, state = set(checkpoint["halflife"]["trained"]), checkpoint["state_dict"]
+    trains = {name for name, p in module.named_parameters() if p.requires_grad}
+    if trained != trains:
+        name = min(trained ^ trains)
+        _refuse(path, f"{name} {'trains' if name in trained else 'does not train'}")
+    for name, value in module.state_dict().items():
+        if name not in state:
+            continue
+        if state[name].shape != value.shape:
+            _refuse(path, f"{name} has the shape {list(state[name].shape)}, not {list(value.shape)}")
+        if name not in trains and not torch.equal(state[name], value.cpu()):
+            _refuse(path, f"{name}, which is fixed, has another value")
+
+
+def read_checkpoint(path: str, mine: dict[str, str]) -> dict[str, Any]:
+    """A checkpoint of a run with this identity.
+
+    Args:
+        path: of the checkpoint.
+        mine: what makes the run that shall go on this run, by the key that a user would set.
+
+    Raises:
+        InputError: when the file is missing, corrupt, or of another run; it names what differs.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     except FileNotFoundError as error:
@@ -377,22 +406,11 @@ def check_checkpoint(path: str, module: Recommender, data: DataModule) -> None:
         raise InputError(
             f"ckpt must be a checkpoint of a Halflife run, got {path}; give RUN_DIR/checkpoints/last.ckpt"
         )
-    wrote, mine = checkpoint["halflife"]["identity"], identity(module, data)
+    wrote = checkpoint["halflife"]["identity"]
     for key in mine | wrote:
         if mine.get(key) != wrote.get(key):
             _refuse(path, f"{key} is {shown(wrote.get(key))}, not {shown(mine.get(key))}")
-    trained, state = set(checkpoint["halflife"]["trained"]), checkpoint["state_dict"]
-    trains = {name for name, p in module.named_parameters() if p.requires_grad}
-    if trained != trains:
-        name = min(trained ^ trains)
-        _refuse(path, f"{name} {'trains' if name in trained else 'does not train'}")
-    for name, value in module.state_dict().items():
-        if name not in state:
-            continue
-        if state[name].shape != value.shape:
-            _refuse(path, f"{name} has the shape {list(state[name].shape)}, not {list(value.shape)}")
-        if name not in trains and not torch.equal(state[name], value.cpu()):
-            _refuse(path, f"{name}, which is fixed, has another value")
+    return checkpoint
 
 
 def _refuse(path: str, difference: str) -> NoReturn:
