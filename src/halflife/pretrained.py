@@ -102,11 +102,11 @@ def tokenizer_key(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def tokenize(directory: Path, texts: list[str], max_tokens: int) -> list[list[int]]:
-    """Token ids of each text, special tokens included, cut to `max_tokens`.
+def tokenizer_of(directory: Path) -> Any:
+    """A model's tokenizer.
 
     Raises:
-        InputError: when the directory holds no tokenizer.
+        InputError: when the directory holds none.
     """
     from transformers import AutoTokenizer
 
@@ -121,7 +121,19 @@ def tokenize(directory: Path, texts: list[str], max_tokens: int) -> list[list[in
     # without its files transformers makes one that knows no word at all, and says nothing
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(sentence)
-    encoded: Any = tokenizer(texts, truncation=True, max_length=int(max_tokens), padding=False)
+    return tokenizer
+
+
+def tokenize(directory: Path, texts: list[str], max_tokens: int, special: bool) -> list[list[int]]:
+    """Token ids of each text, cut to `max_tokens`; with `special`, those that begin and end a text included.
+
+    Raises:
+        InputError: when the directory holds no tokenizer.
+    """
+    tokenizer = tokenizer_of(directory)
+    encoded: Any = tokenizer(
+        texts, truncation=True, max_length=int(max_tokens), padding=False, add_special_tokens=special
+    )
     # a tokenizer without special tokens leaves nothing of an empty text; an encoder needs one token at least
     nothing = [tokenizer.eos_token_id or 0]
     return [list(ids) or nothing for ids in encoded["input_ids"]]
@@ -144,10 +156,10 @@ def load_masked(directory: Path) -> tuple[Any, Any, bool]:
     Raises:
         InputError: when the directory holds no whole model, or one that masks no words.
     """
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoModelForMaskedLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    tokenizer = tokenizer_of(directory)
     kind = json.loads((directory / "config.json").read_text()).get("model_type")
     if tokenizer.mask_token_id is None or kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         what = f"{kind} without a mask token" if tokenizer.mask_token_id is None else kind

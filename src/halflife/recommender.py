@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -15,14 +16,17 @@ from torch.nn.functional import embedding
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
+from halflife import settings
 from halflife.batches import Batch, DataModule
 from halflife.decay.configured import kernels
 from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay
 from halflife.encoders.ids import IdEmbedding
+from halflife.encoders.rendered import Rendered
 from halflife.encoders.text import TextEncoder
 from halflife.encoders.topics import Topics
 from halflife.errors import InputError, choice, number, shown, whole
+from halflife.interest.behaviour_text import BehaviourText
 from halflife.interest.compose import Interest
 
 Loss = Callable[..., Tensor]
@@ -95,7 +99,7 @@ class Recommender(pl.LightningModule):
 
     def __init__(
         self,
-        encoder: TextEncoder | IdEmbedding | Topics,
+        encoder: TextEncoder | IdEmbedding | Topics | Rendered,
         decay: Kernel,
         interest: Interest,
         loss: Loss,
@@ -125,6 +129,11 @@ class Recommender(pl.LightningModule):
             _check_candidate_decay(candidate_decay)
         self.unit = "rank" if decay.ranks else unit
         name = type(interest).__module__.rpartition(".")[2]
+        if decay.signed and interest.reads_text:
+            raise InputError(
+                f"decay must be a kernel of weights above 0 for a model that reads text, got "
+                f"{type(decay).__name__}; choose another one, since a logarithm has no sign"
+            )
         if decay.signed and not interest.signed:
             raise InputError(
                 f"interest must be pool for a kernel with negative weights, got {name} with "
@@ -221,7 +230,7 @@ class Recommender(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over three groups: the pretrained model, the heads, and decay without weight decay."""
-        backbone = getattr(self.encoder, "backbone", None)
+        backbone = getattr(self.interest if self.interest.reads_text else self.encoder, "backbone", None)
         tuned = list(backbone.named_parameters()) if isinstance(backbone, nn.Module) else []
         inside = {id(p) for _, p in tuned}
         decay = [p for kernel in self.kernels() for p in kernel.parameters()]
@@ -272,7 +281,8 @@ class Recommender(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # frozen weights come from where they were loaded from; a LoRA checkpoint is a few hundred kB
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        frozen = {n for n, p in self.named_parameters() if not p.requires_grad and n.startswith("encoder.")}
+        loaded = ("encoder.", "interest.backbone.")
+        frozen = {n for n, p in self.named_parameters() if not p.requires_grad and n.startswith(loaded)}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         whose = identity(self, self.trainer.datamodule)  # type: ignore[attr-defined]
         checkpoint["halflife"] = {"trained": sorted(trained), "identity": whose}
@@ -302,12 +312,19 @@ def build(cfg: DictConfig, data: DataModule) -> Recommender:
     impressions = {split: len(data.rows(split)) for split in ("train", "val", "test")}
     for kernel in (decay, candidate_decay):
         kernel.bind(data.store)
-    encoder = instantiate(cfg.model)(store=data.store)
+    model = instantiate(cfg.model)(store=data.store)
+    if isinstance(model, BehaviourText):  # it is the interest as well
+        encoder, interest = model.items, model
+        if HydraConfig.initialized():
+            read = [f"{key}.*" for key in (*settings.KEYS, "experiment") if key != "interest"]
+            settings.check_read(list(HydraConfig.get().overrides.task), read, "a model that reads histories")
+    else:
+        encoder, interest = model, instantiate(cfg.interest)(dim=model.dim)
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     return Recommender(
         encoder,
         decay,
-        instantiate(cfg.interest)(dim=encoder.dim),
+        interest,
         loss,
         instantiate(cfg.metrics),
         **instantiate(cfg.optimizer),
