@@ -46,8 +46,8 @@ class BehaviourText(Interest):
         InputError: for a model that takes no bias or too few tokens, or a setting out of range.
 
     Source: the sequence is Devlin et al., BERT (NAACL 2019), section 4.1; behaviour as text is Li et al.,
-    Text Is All You Need (KDD 2023); the bias is Press et al., ALiBi (ICLR 2022), section 3, with log w for the
-    linear one.
+    Text Is All You Need (KDD 2023); the bias is Press et al., ALiBi (ICLR 2022), section 3, with log w for
+    the linear one.
     """
 
     reads_text = True
