@@ -30,6 +30,8 @@ def run(cfg: DictConfig, run_dir: Path) -> float | list[float]:
     tracking.quiet()
     settings.check(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.get("task") is not None:  # another training over the same log, which reads a part of cfg
+        return float(instantiate(cfg.task)(cfg, run_dir))
 
     data = instantiate(cfg.data)
     module = build(cfg, data)

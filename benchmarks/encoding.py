@@ -303,6 +303,7 @@ class Bench:
             age="days",
             max_history=MAX_HISTORY,
             min_history=1,
+            targets_per_history=1,
             batch_size=batch_size,
             eval_batch_size=1024,
             num_workers=0,

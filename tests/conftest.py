@@ -82,6 +82,7 @@ def make_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DataModu
             "min_history": 1,
             "batch_size": 32,
             "eval_batch_size": 64,
+            "targets_per_history": 1,
             "num_workers": 0,
             "seed": 1,
         }

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from halflife.arrays import build
 from halflife.batches import PAD_AGE, Batch, BatchRows, DataModule, Impressions
 from halflife.errors import InputError, shown
 from halflife.negatives import Negatives
+from halflife.ranges import runs
 from halflife.store import Store
 from halflife.tables import DAY_S, Tables
 
@@ -373,6 +375,34 @@ def test_a_batch_holds_histories_of_like_length() -> None:
     padded, random = np.mean([p.max() for p in parts]), np.mean([p.max() for p in lengths.reshape(-1, 32)])
     assert padded < lengths.mean() + 3
     assert random > lengths.mean() + 20
+
+
+@given(counts=COUNTS, most=st.integers(1, 6), epoch=st.integers(0, 3))
+def test_runs_stay_side_by_side_and_every_row_is_seen_once(
+    counts: tuple[int, int, int], most: int, epoch: int
+) -> None:
+    n, size, _ = counts
+    reader = np.random.default_rng(n).integers(0, 8, n)
+    lengths = np.arange(n)  # rows in the order of time: histories grow
+    sampler = BatchRows(np.arange(100, 100 + n), lengths, size, 0, runs=runs(reader, most))
+    sampler.set_epoch(epoch)
+    order = np.concatenate(list(sampler.batches())) - 100
+    assert sorted(order) == list(range(n))
+    place, start = runs(reader, most)
+    whole = [place[a:b].tolist() for a, b in pairwise(start)]
+    assert all(len(set(reader[run])) == 1 and len(run) <= most and run == sorted(run) for run in whole)
+    if size >= n:  # one batch: nothing is cut
+        at = {row: i for i, row in enumerate(order)}
+        assert all(
+            [at[row] for row in run] == list(range(at[run[0]], at[run[0]] + len(run))) for run in whole
+        )
+
+
+def test_runs_of_one_row_change_nothing() -> None:
+    lengths = np.random.default_rng(0).integers(0, 20, 90)
+    one = runs(np.random.default_rng(1).integers(0, 8, 90), 1)
+    ours, plain = (BatchRows(np.arange(90), lengths, 8, seed=3, runs=r) for r in (one, None))
+    assert listed(ours) == listed(plain)
 
 
 # --- the data module

@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from halflife.batches import DataModule
-from halflife.decay.configured import kernels
 from halflife.errors import InputError
-from halflife.recommender import Recommender
+from halflife.recommender import build
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -79,7 +77,9 @@ def test_every_model_runs_a_training_step(
         with pytest.raises(InputError, match=r"^model\.quantize must be null on a machine .* no GPU, got 4"):
             step_runs(make_log, f"model={model}", *text)
         return
-    step_runs(make_log, f"model={model}", *text, *(["model.tuning.k=1"] if model.endswith("last_k") else []))
+    few = ["model.tuning.k=1"] if model.endswith("last_k") else []
+    few += ["model.max_tokens=12", "model.history_tokens=28"] if "bert_text" in model else []
+    step_runs(make_log, f"model={model}", *text, *few)
 
 
 def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
@@ -87,24 +87,7 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
     data = make_log(batch_size=16)
     cfg = composed(*overrides, f"cache_dir={data.cache_dir}")
     torch.manual_seed(0)
-    encoder = instantiate(cfg.model)(store=data.store)
-    (decay, candidate_decay), interest = kernels(cfg.decay), instantiate(cfg.interest)(dim=encoder.dim)
-    for kernel in (decay, candidate_decay):
-        kernel.bind(data.store)
-    settings: dict[str, Any] = instantiate(cfg.optimizer)
-    module = Recommender(
-        encoder,
-        decay,
-        interest,
-        instantiate(cfg.loss),
-        instantiate(cfg.metrics),
-        **settings,
-        seed=1,
-        unit="days",
-        impressions=len(data.rows("train")),
-        candidate_decay=candidate_decay,
-    )
-    data.tokens = encoder.tokens if encoder.reads_tokens else None
+    module = build(cfg, data)
     batch = next(iter(data.train_dataloader()))
     loss = module.loss(module(batch), batch.label, batch.candidate_mask)
     loss.backward()

@@ -32,6 +32,7 @@ ORDER = [
     "loggers",
     "tracking",
     "summary",
+    "mlm",
     "multirun",
     "cli",
     "profile",

@@ -164,6 +164,41 @@ def test_a_score_is_the_same_alone_and_in_any_batch(
     assert together.std() > 0
 
 
+@pytest.mark.parametrize("encoder", ["id", "lora"])
+def test_targets_of_one_history_together_are_those_one_by_one_and_none_looks_ahead(
+    make: Make, make_log: Callable[..., DataModule], encoder: str
+) -> None:
+    data, module = make_log(targets_per_history=8, batch_size=32), make(encoder).eval()
+    data.tokens = module.encoder.tokens if module.encoder.reads_tokens else None
+    batch = next(iter(data.train_dataloader()))
+    store, readers = data.store, batch.user.unique()
+    assert len(readers) <= len(batch) / 3, "a reader has several targets in a batch"
+    for row, user, mask, age in zip(batch.impression, batch.user, batch.history_mask, batch.age, strict=True):
+        clicks = store.event_time[store.user_start[user] : store.user_start[user + 1]]
+        ages = (store.impression_time[row] - clicks[clicks < store.impression_time[row]]) / 86_400
+        np.testing.assert_allclose(age[mask], ages[-data.max_history :], rtol=1e-5)
+
+    def spent(part: Batch) -> Tensor:
+        return module.loss(module(part), part.label, part.candidate_mask, reduction="sum").sum()
+
+    found = []
+    dataset = dataset_of(data, module)
+    for parts in ([batch], [dataset[row.numpy()] for row in batch.impression.split(1)]):
+        module.zero_grad()
+        total = torch.stack([spent(part) for part in parts]).sum()
+        total.backward()
+        found.append((total.detach(), [p.grad for p in module.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+def test_more_targets_of_a_history_take_fewer_items_to_encode(make_log: Callable[..., DataModule]) -> None:
+    items = [
+        sum(len(batch.item) for batch in make_log({"items": 480}, targets_per_history=n).train_dataloader())
+        for n in (1, 8)
+    ]
+    assert items[1] < 0.8 * items[0]
+
+
 @pytest.mark.parametrize("decay", KERNELS)
 def test_every_kernel_scores_an_impression_the_same_in_any_batch(
     make: Make, small_log: DataModule, decay: str

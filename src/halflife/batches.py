@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from halflife.errors import InputError, choice, listed, number, shown, text, whole
 from halflife.negatives import Negatives
-from halflife.ranges import ranges, shuffled
+from halflife.ranges import ranges, runs, shuffled
 from halflife.store import Store, open_or_build
 from halflife.tables import DAY_S, Tables, split_by_time
 
@@ -186,6 +186,7 @@ class BatchRows(Sampler[Array]):
         lengths: history length of each row, for bucketing; None keeps the order of time.
         batch_size: impressions a batch and process.
         seed: of the shuffle.
+        runs: rows that stay side by side, from `ranges.runs`; None shuffles each on its own.
         rank, world: this process and how many there are. In training every process gets as many batches; in
             evaluation every row is seen exactly once, so metrics count nothing twice.
         tokens: of each row; None cuts batches of `batch_size` impressions.
@@ -205,11 +206,13 @@ class BatchRows(Sampler[Array]):
         world: int = 1,
         tokens: Array | None = None,
         batch_tokens: int = 0,
+        runs: tuple[Array, Array] | None = None,
     ) -> None:
         if lengths is None:  # every process needs a batch, or the others wait for it for ever
             batch_size = max(1, min(batch_size, len(rows) // world))
         self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
         self.rank, self.world = rank, world
+        self.runs = runs or (np.arange(len(rows)), np.arange(len(rows) + 1))
         self.tokens = tokens
         if tokens is not None:
             largest = int(tokens.max())
@@ -245,10 +248,14 @@ class BatchRows(Sampler[Array]):
             parts = np.array_split(self.rows, range(self.batch_size, len(self.rows), self.batch_size))
             return parts[self.rank :: self.world]
         rng = np.random.default_rng([self.seed, self.epoch])
-        order = rng.permutation(len(self.rows))
-        chunk = self.batch_size * BUCKET_BATCHES
+        place, start = self.runs
+        longest = np.maximum.reduceat(self.lengths[place], start[:-1])
+        order = rng.permutation(len(longest))
+        chunk = max(1, self.batch_size * BUCKET_BATCHES * len(order) // len(self.rows))
         chunks = (order[i : i + chunk] for i in range(0, len(order), chunk))
-        order = np.concatenate([c[np.argsort(self.lengths[c], kind="stable")] for c in chunks])
+        order = np.concatenate([c[np.argsort(longest[c], kind="stable")] for c in chunks])
+        index, mask = ranges(start[order], np.diff(start)[order])
+        order = place[index[mask]]
         cuts: Any = range(self.batch_size, len(order), self.batch_size)
         if self.tokens is not None:  # as many batches in every epoch, whatever the order
             passed = np.cumsum(self.tokens[order])
@@ -279,6 +286,8 @@ class DataModule(pl.LightningDataModule):
         max_history: a longer history keeps its newest clicks, at least 1.
         min_history: impressions with fewer past clicks are left out of every split.
         batch_size, eval_batch_size: impressions a step and process.
+        targets_per_history: consecutive impressions of a reader that a training batch takes together, so that
+            the clicks they share are encoded once; each keeps its own history and ages.
         num_workers: loader processes.
         seed: of the shuffle.
         batch_tokens: instead of `batch_size` in training, the tokens that the histories and candidates of a
@@ -301,6 +310,7 @@ class DataModule(pl.LightningDataModule):
         min_history: int,
         batch_size: int,
         eval_batch_size: int,
+        targets_per_history: int,
         num_workers: int,
         seed: int,
         batch_tokens: int | None = None,
@@ -334,6 +344,9 @@ class DataModule(pl.LightningDataModule):
         self.min_history = whole("data.min_history", min_history, "clicks", at_least=0)
         self.batch_size = whole("data.batch_size", batch_size, "impressions", at_least=1)
         self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size, "impressions", at_least=1)
+        self.targets_per_history = whole(
+            "data.targets_per_history", targets_per_history, "impressions", at_least=1
+        )
         self.num_workers = whole(
             "data.num_workers", num_workers, "processes", at_least=0, at_most=MOST_WORKERS
         )
@@ -413,9 +426,10 @@ class DataModule(pl.LightningDataModule):
                     f"without text), got {self.batch_tokens}; set data.batch_size"
                 )
             tokens = dataset.token_counts(rows)
+        together = runs(self.store.impression_user[rows], self.targets_per_history) if train else None
         lengths = dataset.lengths(rows) if train else None
         budget = self.batch_tokens or 0
-        sampler = BatchRows(rows, lengths, size, self.seed, rank, world, tokens, budget)
+        sampler = BatchRows(rows, lengths, size, self.seed, rank, world, tokens, budget, together)
         if train:
             sampler.epoch, sampler.skip = self._resume["epoch"], self._resume["batches"]
         return DataLoader(

@@ -52,8 +52,10 @@ def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
         batches: of the training split; any order.
 
     Returns:
-        What `estimate` needs, or None where nothing is free.
+        What `estimate` needs, or None where nothing is free, or no item vectors are there to be held.
     """
+    if module.interest.reads_text:
+        return None
     training = module.training
     module.eval()
     likelihood = Likelihood(module, batches, module.encoder.catalogue())
@@ -122,6 +124,8 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         out["candidate_half_life_days"] = float(module.candidate_decay.half_life.detach())
     if value is None:
         return {**out, "how": "the kernel has no half-life"}
+    if module.interest.reads_text and any(p.requires_grad for p in module.decay.parameters()):
+        return {**out, "how": "gradient descent alone: without item vectors no refit and no interval"}
     if fit is None or not any(p.requires_grad for p in module.decay.parameters()):
         return {**out, "how": "fixed by the configuration, not estimated"}
     out["log_likelihood_over_no_decay"] = fit.gain

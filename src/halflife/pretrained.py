@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,11 @@ def _gguf(directory: Path) -> dict[str, str]:
     return {"gguf_file": files[0].name} if files else {}
 
 
-def tokenize(directory: Path, texts: list[str], max_tokens: int) -> list[list[int]]:
-    """Token ids of each text, special tokens included, cut to `max_tokens`.
+def tokenizer_of(directory: Path) -> Any:
+    """A model's tokenizer.
 
     Raises:
-        InputError: when the directory holds no tokenizer.
+        InputError: when the directory holds none.
     """
     from transformers import AutoTokenizer
 
@@ -145,7 +146,19 @@ def tokenize(directory: Path, texts: list[str], max_tokens: int) -> list[list[in
     # without its files transformers makes one that knows no word at all, and says nothing
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(sentence)
-    encoded: Any = tokenizer(texts, truncation=True, max_length=int(max_tokens), padding=False)
+    return tokenizer
+
+
+def tokenize(directory: Path, texts: list[str], max_tokens: int, special: bool) -> list[list[int]]:
+    """Token ids of each text, cut to `max_tokens`; with `special`, those that begin and end a text included.
+
+    Raises:
+        InputError: when the directory holds no tokenizer.
+    """
+    tokenizer = tokenizer_of(directory)
+    encoded: Any = tokenizer(
+        texts, truncation=True, max_length=int(max_tokens), padding=False, add_special_tokens=special
+    )
     # a tokenizer without special tokens leaves nothing of an empty text; an encoder needs one token at least
     nothing = [tokenizer.eos_token_id or 0]
     return [list(ids) or nothing for ids in encoded["input_ids"]]
@@ -163,23 +176,66 @@ def load(directory: Path, quantize: int | None = None) -> Any:
 
     Source: of 4 bits, Dettmers et al., QLoRA (NeurIPS 2023), section 3; bitsandbytes does the work.
     """
+    from transformers import AutoModel
+
+    settings = {} if quantize is None else {"quantization_config": _quantization(quantize)}
+    model = _load(AutoModel, directory, settings)[0]
+    model.config.use_cache = False  # nothing is generated: keys and values of decoders need not be kept
+    return model
+
+
+def load_masked(directory: Path) -> tuple[Any, Any, bool]:
+    """A masked language model, its tokenizer, and whether its head is new, since the directory held none.
+
+    Raises:
+        InputError: when the directory holds no whole model, or one that masks no words.
+    """
+    from transformers import AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    tokenizer = tokenizer_of(directory)
+    kind = json.loads((directory / "config.json").read_text()).get("model_type")
+    if tokenizer.mask_token_id is None or kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        what = f"{kind} without a mask token" if tokenizer.mask_token_id is None else kind
+        raise InputError(
+            f"model.pretrained must be a masked language model, such as a BERT, for task=mlm, got "
+            f"{directory}, a {what}; give another one"
+        )
+    model, missing = _load(AutoModelForMaskedLM, directory, {})
+    return model, tokenizer, bool(missing)
+
+
+def _load(auto: Any, directory: Path, settings: dict[str, Any]) -> tuple[Any, set[str]]:
+    """A model of the directory, and the names of its head's weights that the directory does not hold."""
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = {} if quantize is None else {"quantization_config": _quantization(quantize)}
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # it reports every head that a file has or lacks
     try:
-        model = AutoModel.from_pretrained(str(directory), dtype=torch.float32, **_gguf(directory), **config)
+        model, about = auto.from_pretrained(
+            str(directory), dtype=torch.float32, output_loading_info=True, **_gguf(directory), **settings
+        )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise InputError(
             f"model.pretrained must be a whole model, got {directory} ({reason}); save a model there with "
             "save_pretrained"
         ) from error
-    model.config.use_cache = False  # nothing is generated: keys and values of decoders need not be kept
-    return model
+    finally:
+        logging.set_verbosity(before)
+    body = {id(p) for p in model.base_model.parameters()}
+    named = dict(model.named_parameters())
+    # a pooler on top of the body is a head as well: no encoder here calls it
+    lost = [n for n in about["missing_keys"] if n in named and id(named[n]) in body and "pooler" not in n]
+    if lost:
+        raise InputError(
+            f"model.pretrained must be a whole model, got {directory} without the weights {min(lost)}; save "
+            "a model there with save_pretrained"
+        )
+    return model, set(about["missing_keys"])
 
 
 def _quantization(bits: int) -> Any:

@@ -209,6 +209,11 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
     for name, parameter in module.decay.named_parameters():  # a half-life that was given can be profiled too
         if name.endswith("log_half_life"):
             parameter.requires_grad_()
+    if module.interest.reads_text:
+        raise InputError(
+            "model must be one of item vectors to profile its half-life, got one that reads text; give a run "
+            "with another model, such as model=bert_lora"
+        )
     likelihood = Likelihood(module, data.sample("train"), module.encoder.catalogue())
     if likelihood.half_life is None:
         raise InputError(

@@ -23,6 +23,25 @@ def ranges(start: Array, length: Array) -> tuple[Array, Array]:
     return np.where(mask, start[:, None] + place, start[:, None]), mask
 
 
+def runs(owner: Array, most: int) -> tuple[Array, Array]:
+    """Each owner's places side by side, in order, cut into runs of at most `most`.
+
+    Returns:
+        the places (n,), and where among them each run starts, with the end behind (runs + 1,).
+
+    >>> place, start = runs(np.array([7, 8, 7, 7]), most=2)
+    >>> place.tolist(), start.tolist()
+    ([0, 2, 3, 1], [0, 2, 3, 4])
+    """
+    n = len(owner)
+    if most == 1:
+        return np.arange(n), np.arange(n + 1)
+    place = np.argsort(owner, kind="stable")
+    first = np.flatnonzero(np.diff(owner[place], prepend=owner[place[0]] - 1))
+    within = np.arange(n) - np.repeat(first, np.diff(first, append=n))
+    return place, np.append(np.flatnonzero(within % most == 0), n)
+
+
 def shuffled(rows: Array, mask: Array, seed: int = 0) -> Array:
     """A permutation of the real places of each row, padded ones staying behind.
 

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -15,14 +16,17 @@ from torch.nn.functional import embedding
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
+from halflife import settings
 from halflife.batches import Batch, DataModule
 from halflife.decay.configured import kernels
 from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay
 from halflife.encoders.ids import IdEmbedding
+from halflife.encoders.rendered import Rendered
 from halflife.encoders.text import TextEncoder
 from halflife.encoders.topics import Topics
 from halflife.errors import InputError, choice, number, shown, whole
+from halflife.interest.behaviour_text import BehaviourText
 from halflife.interest.compose import Interest
 
 Loss = Callable[..., Tensor]
@@ -95,7 +99,7 @@ class Recommender(pl.LightningModule):
 
     def __init__(
         self,
-        encoder: TextEncoder | IdEmbedding | Topics,
+        encoder: TextEncoder | IdEmbedding | Topics | Rendered,
         decay: Kernel,
         interest: Interest,
         loss: Loss,
@@ -125,6 +129,11 @@ class Recommender(pl.LightningModule):
             _check_candidate_decay(candidate_decay)
         self.unit = "rank" if decay.ranks else unit
         name = type(interest).__module__.rpartition(".")[2]
+        if decay.signed and interest.reads_text:
+            raise InputError(
+                f"decay must be a kernel of weights above 0 for a model that reads text, got "
+                f"{type(decay).__name__}; choose another one, since a logarithm has no sign"
+            )
         if decay.signed and not interest.signed:
             raise InputError(
                 f"interest must be pool for a kernel with negative weights, got {name} with "
@@ -153,11 +162,7 @@ class Recommender(pl.LightningModule):
         return self.score(batch, self.encoder(batch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # dropout depends on nothing but seed, step and rank, so no generator state has to survive a kill
-        step = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
-        # torch.manual_seed formats the stack for every kind of device that is not there: 2 ms a step
-        on_cpu = self.device.type == "cpu"
-        (torch.default_generator.manual_seed if on_cpu else torch.manual_seed)(int(step.generate_state(1)[0]))
+        seed_step(self, self.seed, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(self(batch), batch.label, batch.candidate_mask)
@@ -237,7 +242,7 @@ class Recommender(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over three groups: the pretrained model, the heads, and decay without weight decay."""
-        backbone = getattr(self.encoder, "backbone", None)
+        backbone = getattr(self.interest if self.interest.reads_text else self.encoder, "backbone", None)
         tuned = list(backbone.named_parameters()) if isinstance(backbone, nn.Module) else []
         inside = {id(p) for _, p in tuned}
         decay = [p for kernel in self.kernels() for p in kernel.parameters()]
@@ -294,7 +299,8 @@ class Recommender(pl.LightningModule):
         # frozen weights come from where they were loaded from; a LoRA checkpoint is a few hundred kB
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         every = self.named_parameters(remove_duplicate=False)  # a prompt knows the embeddings by two names
-        frozen = {n for n, p in every if not p.requires_grad and n.startswith("encoder.")}
+        loaded = ("encoder.", "interest.backbone.")
+        frozen = {n for n, p in every if not p.requires_grad and n.startswith(loaded)}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         whose = identity(self, self.trainer.datamodule)  # type: ignore[attr-defined]
         checkpoint["halflife"] = {"trained": sorted(trained), "identity": whose}
@@ -310,6 +316,14 @@ class Recommender(pl.LightningModule):
             ranks.load_state(checkpoint["halflife"]["ranks"])
 
 
+def seed_step(module: pl.LightningModule, seed: int, batch_idx: int) -> None:
+    """Let what a step draws depend on seed, epoch, batch and rank alone: no generator survives a kill."""
+    step = np.random.SeedSequence([seed, module.current_epoch, batch_idx, module.global_rank])
+    # torch.manual_seed formats the stack for every kind of device that is not there: 2 ms a step
+    on_cpu = module.device.type == "cpu"
+    (torch.default_generator.manual_seed if on_cpu else torch.manual_seed)(int(step.generate_state(1)[0]))
+
+
 def build(cfg: DictConfig, data: DataModule) -> Recommender:
     """The module that a configuration names, over a log.
 
@@ -322,12 +336,19 @@ def build(cfg: DictConfig, data: DataModule) -> Recommender:
     impressions = {split: len(data.rows(split)) for split in ("train", "val", "test")}
     for kernel in (decay, candidate_decay):
         kernel.bind(data.store)
-    encoder = instantiate(cfg.model)(store=data.store)
+    model = instantiate(cfg.model)(store=data.store)
+    if isinstance(model, BehaviourText):  # it is the interest as well
+        encoder, interest = model.items, model
+        if HydraConfig.initialized():
+            read = [f"{key}.*" for key in (*settings.KEYS, "experiment") if key != "interest"]
+            settings.check_read(list(HydraConfig.get().overrides.task), read, "a model that reads histories")
+    else:
+        encoder, interest = model, instantiate(cfg.interest)(dim=model.dim)
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     return Recommender(
         encoder,
         decay,
-        instantiate(cfg.interest)(dim=encoder.dim),
+        interest,
         loss,
         instantiate(cfg.metrics),
         **instantiate(cfg.optimizer),
@@ -386,6 +407,32 @@ def check_checkpoint(path: str, module: Recommender, data: DataModule) -> None:
     Raises:
         InputError: when the file is missing, corrupt, or of another log or model; it names what differs.
     """
+    checkpoint = read_checkpoint(path, identity(module, data))
+    trained, state = set(checkpoint["halflife"]["trained"]), checkpoint["state_dict"]
+    trains = {name for name, p in module.named_parameters() if p.requires_grad}
+    if trained != trains:
+        name = min(trained ^ trains)
+        _refuse(path, f"{name} {'trains' if name in trained else 'does not train'}")
+    for name, value in module.state_dict().items():
+        if name not in state:
+            continue
+        if state[name].shape != value.shape:
+            _refuse(path, f"{name} has the shape {list(state[name].shape)}, not {list(value.shape)}")
+        learned = name in trains or name.startswith("encoder.reuse.")  # young vectors change as weights do
+        if not learned and not torch.equal(state[name], value.cpu()):
+            _refuse(path, f"{name}, which is fixed, has another value")
+
+
+def read_checkpoint(path: str, mine: dict[str, str]) -> dict[str, Any]:
+    """A checkpoint of a run with this identity.
+
+    Args:
+        path: of the checkpoint.
+        mine: what makes the run that shall go on this run, by the key that a user would set.
+
+    Raises:
+        InputError: when the file is missing, corrupt, or of another run; it names what differs.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     except FileNotFoundError as error:
@@ -401,23 +448,11 @@ def check_checkpoint(path: str, module: Recommender, data: DataModule) -> None:
         raise InputError(
             f"ckpt must be a checkpoint of a Halflife run, got {path}; give RUN_DIR/checkpoints/last.ckpt"
         )
-    wrote, mine = checkpoint["halflife"]["identity"], identity(module, data)
+    wrote = checkpoint["halflife"]["identity"]
     for key in mine | wrote:
         if mine.get(key) != wrote.get(key):
             _refuse(path, f"{key} is {shown(wrote.get(key))}, not {shown(mine.get(key))}")
-    trained, state = set(checkpoint["halflife"]["trained"]), checkpoint["state_dict"]
-    trains = {name for name, p in module.named_parameters() if p.requires_grad}
-    if trained != trains:
-        name = min(trained ^ trains)
-        _refuse(path, f"{name} {'trains' if name in trained else 'does not train'}")
-    for name, value in module.state_dict().items():
-        if name not in state:
-            continue
-        if state[name].shape != value.shape:
-            _refuse(path, f"{name} has the shape {list(state[name].shape)}, not {list(value.shape)}")
-        learned = name in trains or name.startswith("encoder.reuse.")  # young vectors change as weights do
-        if not learned and not torch.equal(state[name], value.cpu()):
-            _refuse(path, f"{name}, which is fixed, has another value")
+    return checkpoint
 
 
 def _refuse(path: str, difference: str) -> NoReturn:

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 from halflife.errors import InputError, choice, flag, near, number, shown, text, whole
 
 GROUPS = ["data", "model", "decay", "interest", "loss", "metrics", "optimizer", "trainer", "callbacks"]
-KEYS = [*GROUPS, "logger", "seed", "objective", "ckpt", "cache_dir", "search"]
+KEYS = [*GROUPS, "task", "logger", "seed", "objective", "ckpt", "cache_dir", "search"]
 PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
 LARGEST_SEED = 2**32 - 1  # of numpy's generators
 NOT_HERE = {
@@ -52,10 +53,35 @@ def check(cfg: Mapping[str, Any]) -> None:
     check_callbacks(cfg["callbacks"], val)
 
 
+
 def objectives(cfg: Mapping[str, Any]) -> list[Any]:
     """The metrics that a run returns, one or several."""
     several = isinstance(cfg["objective"], Sequence) and not isinstance(cfg["objective"], str)
     return list(cfg["objective"]) if several else [cfg["objective"]]
+
+
+def check_read(overrides: list[str], read: list[str], by: str) -> None:
+    """Refuse a setting of the command line that the run would not read.
+
+    Args:
+        overrides: of this run, as Hydra was given them.
+        read: keys that are read; `data.*` is the group and every key below it.
+        by: what reads them, for the message.
+
+    Raises:
+        InputError: for the first that is not read.
+
+    >>> check_read(["data.age=rank", "decay=power"], ["data.*"], "task=mlm")
+    Traceback (most recent call last):
+    halflife.errors.InputError: decay must be left out with task=mlm, got power; that reads data.*
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        key = key.partition("@")[0]
+        if not any(fnmatch(key, name) or key == name.removesuffix(".*") for name in read):
+            raise InputError(
+                f"{key} must be left out with {by}, got {shown(value)}; that reads {', '.join(read)}"
+            )
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:

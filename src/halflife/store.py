@@ -89,22 +89,31 @@ class Store:
         """Whether the true probability of each candidate is known."""
         return (self.directory / "candidate_probability.npy").exists()
 
-    def tokens(self, name: str, max_tokens: int) -> tuple[Array, Array]:
+    def tokens(self, name: str, max_tokens: int, template: str | None = None) -> tuple[Array, Array]:
         """Token ids of every item, tokenised once and mapped ever after.
 
         Args:
             name: `bundled`, a directory or a hub name (see `pretrained.resolve`).
             max_tokens: longer texts are cut, special tokens included.
+            template: what to make of `{category}` and `{text}`, without special tokens; None is the text
+                alone, with them.
 
         Returns:
             ids (int32, all items on end) and start (int64, one more than items).
         """
         source = pretrained.resolve(name)
-        key = hashlib.sha256(f"{pretrained.tokenizer_key(source)} {max_tokens}".encode()).hexdigest()[:16]
+        what = " ".join(
+            [pretrained.tokenizer_key(source), str(max_tokens), *([template] if template else [])]
+        )
+        key = hashlib.sha256(what.encode()).hexdigest()[:16]
         place = self.directory / f"tokens-{key}"
 
         def write(temporary: Path) -> None:
-            ids = pretrained.tokenize(source, self.items["text"].to_list(), max_tokens)
+            texts = self.items["text"].to_list()
+            if template is not None:
+                names = [self.about["categories"][code] for code in self.item_category]
+                texts = [template.format(category=c, text=t) for c, t in zip(names, texts, strict=True)]
+            ids = pretrained.tokenize(source, texts, max_tokens, special=template is None)
             lengths = np.fromiter((len(i) for i in ids), np.int64, len(ids))
             flat = np.fromiter((t for i in ids for t in i), np.int32, int(lengths.sum()))
             np.save(temporary / "ids.npy", flat)

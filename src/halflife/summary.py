@@ -259,7 +259,11 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     half_life = estimate[f"half_life_{unit}"]
     name = f"half-life ({unit}), {estimate['kernel']}"
     if half_life is not None:
-        interval = "fixed" if estimate["low"] is None else f"{estimate['low']:.3g} – {estimate['high']:.3g}"
+        interval = (
+            f"{estimate['low']:.3g} – {estimate['high']:.3g}" if estimate["low"] is not None else "fixed"
+        )
+        if estimate["how"].startswith("gradient descent alone"):
+            interval = "not estimated"
         table.add_row(name, f"{half_life:.3g}", interval, "", "")
     elif estimate["how"].startswith("not identified"):
         table.add_row(name, "not identified", "", "", "")

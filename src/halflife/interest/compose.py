@@ -37,6 +37,9 @@ class Interest(nn.Module):
     own_time = False
     """True for a model that learns its own account of time from the ages, and reads no log-weight."""
 
+    reads_text = False
+    """True for a model that reads clicks and candidates as token ids: no vectors can be held fixed."""
+
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.log_scale = positive_parameter("interest.scale", scale, "factor", learn=True)
