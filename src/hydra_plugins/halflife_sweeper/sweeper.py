@@ -1,5 +1,7 @@
 """The sweeper and where its configuration lies; what it needs is imported once a sweep starts."""
 
+from __future__ import annotations
+
 import gc
 import json
 import queue
@@ -157,7 +159,7 @@ class HalflifeSweeper(Sweeper):
                 "leave it out for a file in the sweep's directory"
             )
 
-    def _where(self, sweep_dir: Path) -> "Where":
+    def _where(self, sweep_dir: Path) -> Where:
         """The study, as any process finds it."""
         from hydra_plugins.halflife_sweeper._trial import Where
 
@@ -175,7 +177,7 @@ class HalflifeSweeper(Sweeper):
             json.dumps(storage), self.study_name or sweep_dir.name, json.dumps(pruner), self.directions
         )
 
-    def _sampler(self, nodes: "list[Node]") -> Any:
+    def _sampler(self, nodes: list[Node]) -> Any:
         """The sampler; a grid is told the space, which bounds the number of trials."""
         from hydra.errors import InstantiationException
         from hydra.utils import instantiate
@@ -204,7 +206,7 @@ class HalflifeSweeper(Sweeper):
                 sampler = made
         return sampler
 
-    def _fixed(self, nodes: "list[Node]") -> tuple[set[str], list[str]]:
+    def _fixed(self, nodes: list[Node]) -> tuple[set[str], list[str]]:
         """Groups that say how to search, and the overrides of every trial that say what to run."""
         from hydra_plugins.halflife_sweeper._results import search_groups
         from hydra_plugins.halflife_sweeper._space import Fixed
@@ -214,8 +216,8 @@ class HalflifeSweeper(Sweeper):
         return groups, [text for text in fixed if re.split(r"[.=]", text.lstrip("+~"))[0] not in groups]
 
     def _plan(
-        self, where: "Where", sampler: Any, nodes: "list[Node]", about: dict[str, Any], sweep_dir: Path
-    ) -> "Plan":
+        self, where: Where, sampler: Any, nodes: list[Node], about: dict[str, Any], sweep_dir: Path
+    ) -> Plan:
         """The study, opened or begun."""
         from hydra_plugins.halflife_sweeper._study import Plan, open_study
 
@@ -226,7 +228,7 @@ class HalflifeSweeper(Sweeper):
         OmegaConf.save(self.cfg, sweep_dir / "multirun.yaml")
         return plan
 
-    def _loop(self, plan: "Plan", app: "App") -> Any:
+    def _loop(self, plan: Plan, app: App) -> Any:
         """Ask, launch, tell, until all is done, too much has failed, or Ctrl-C."""
         from halflife.errors import InputError
         from hydra_plugins.halflife_sweeper._results import ranked, write_results
@@ -265,9 +267,7 @@ class HalflifeSweeper(Sweeper):
                         break
                     running[job.trial.number] = job
                     if self.threads:
-                        Thread(
-                            target=lambda j: ended.put((j, self._alone(j))), args=(job,), daemon=True
-                        ).start()
+                        Thread(target=alone, args=(job,), daemon=True).start()
                     else:
                         go_on(job, self._steps(job), None)
                 if not running:
@@ -312,7 +312,7 @@ class HalflifeSweeper(Sweeper):
             )
         return None if not best else best[0].value if len(self.directions) == 1 else best[0].values
 
-    def _say_where_it_stands(self, plan: "Plan") -> None:
+    def _say_where_it_stands(self, plan: Plan) -> None:
         """One line about the study that this sweep goes on with or begins."""
         from hydra_plugins.halflife_sweeper._study import counts
 
@@ -331,7 +331,7 @@ class HalflifeSweeper(Sweeper):
             return f"{again}, with hydra.sweep.dir={self.cfg.hydra.sweep.dir}"
         return again
 
-    def _print_table(self, plan: "Plan") -> None:
+    def _print_table(self, plan: Plan) -> None:
         """The last table, which summary.txt holds as well."""
         from rich.console import Console
 
@@ -342,7 +342,7 @@ class HalflifeSweeper(Sweeper):
             Console(file=file, width=110, color_system=None).print(table)
         (Console() if sys.stdout.isatty() else Console(width=110, color_system=None)).print(table)
 
-    def _steps(self, job: "Job") -> "Steps":
+    def _steps(self, job: Job) -> Steps:
         """What a trial has run, one after another: a job, or one for each seed until the pruner ends it.
 
         Yields overrides and a directory, is sent what came of them, and returns what came of the trial.
@@ -387,7 +387,7 @@ class HalflifeSweeper(Sweeper):
         trial.report(values[-1] if paired else sum(values) / len(values), step=len(values))
         return bool(trial.should_prune())
 
-    def _launch(self, asked: "list[tuple[Job, list[str], str]]") -> "list[Outcome]":
+    def _launch(self, asked: list[tuple[Job, list[str], str]]) -> list[Outcome]:
         """Have the launcher run jobs, and read what each left in its directory.
 
         Args:
