@@ -1,10 +1,10 @@
 """What a trial of a sweep costs beyond its own run, against the same trials as separate processes.
 
-The trials are those of search=half_life on a small newsroom, with a model of item vectors. The sweep runs them in one
-process, where imports and the Store are there already for the second. Of a trial, the run is what `train.run` takes in
-there: data, model, fit, test, refit, table. The rest is the sweep's: asking Optuna, composing, writing down what came
-of it. The separate runs are `python train.py` with the parameters that the sweep tried, one after another, which find
-the same Store on disk.
+The trials are those of search=half_life on a small newsroom, with a model of item vectors. The sweep runs
+them in one process, where imports and the Store are there already for the second. Of a trial, the run is what
+`train.run` takes in there: data, model, fit, test, refit, table. The rest is the sweep's: asking Optuna,
+composing, writing down what came of it. The separate runs are `python train.py` with the parameters that the
+sweep tried, one after another, which find the same Store on disk.
 
     python benchmarks/sweep.py --json sweep.json
 """
@@ -139,9 +139,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument(
-        "--trials", type=above_zero, default=50, help="of the sweep, behind one that warms up"
-    )
+    parser.add_argument("--trials", type=above_zero, default=50, help="of the sweep, behind a first one")
     parser.add_argument("--processes", type=above_zero, default=50, help="of those trials run separately")
     given = parser.parse_args()
     if given.json is not None and not given.json.absolute().parent.is_dir():

@@ -25,7 +25,7 @@ class MultirunTable(Callback):
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Print the table, but after a study, which has one of its own."""
-        if "study_name" in config.hydra.sweeper:
+        if "study_name" in (config.hydra.get("sweeper") or {}):
             return
         done = [
             (o, json.loads((d / "metrics.json").read_text()))

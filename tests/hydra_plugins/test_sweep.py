@@ -193,7 +193,7 @@ def test_a_trial_that_is_worse_is_pruned_and_says_so(sweep: Sweep, tmp_path: Pat
         "x=choice(1,2,3)",
         "hydra.sweeper.n_trials=3",
         "hydra/sweeper/sampler=grid",
-        "hydra.sweeper.sampler.seed=0",
+        "hydra.sweeper.sampler.seed=1",
         "hydra/sweeper/pruner=median",
         "hydra.sweeper.pruner.n_startup_trials=1",
     )
@@ -228,7 +228,7 @@ def test_seeds_make_a_mean_with_an_interval_and_prune_in_between(sweep: Sweep, t
         "hydra.sweeper.seeds=[1,2,3]",
         "hydra.sweeper.n_trials=2",
         "hydra/sweeper/sampler=grid",
-        "hydra.sweeper.sampler.seed=0",
+        "hydra.sweeper.sampler.seed=1",
         "hydra/sweeper/pruner=median",
         "hydra.sweeper.pruner.n_startup_trials=1",
     )

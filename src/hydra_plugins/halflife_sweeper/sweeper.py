@@ -1,5 +1,7 @@
 """The sweeper and where its configuration lies; what it needs is imported once a sweep starts."""
 
+from __future__ import annotations
+
 import gc
 import json
 import queue
@@ -8,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.launcher import Launcher
@@ -18,11 +20,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from hydra_plugins.halflife_sweeper._results import App
     from hydra_plugins.halflife_sweeper._space import Node
     from hydra_plugins.halflife_sweeper._study import Job, Plan
     from hydra_plugins.halflife_sweeper._trial import Outcome, Where
 
+Steps: TypeAlias = "Generator[tuple[list[str], str], Any, Outcome]"
 INTERRUPTED = 130
 """The exit code that shells give Ctrl-C."""
 
@@ -138,7 +143,10 @@ class HalflifeSweeper(Sweeper):
                 "hydra.sweeper.pruner must be none with several objectives, which Optuna cannot prune by, "
                 f"got {self.pruner.get('_target_')}; add hydra/sweeper/pruner=none"
             )
-        self.in_process = str(self.cfg.hydra.launcher.get("_target_")).endswith("BasicLauncher")
+        target = str(self.cfg.hydra.launcher.get("_target_"))
+        # joblib's pool is not to be entered from several threads: its jobs go out together, in rounds
+        self.threads = self.n_jobs > 1 and not target.endswith("JoblibLauncher")
+        self.in_process = target.endswith("BasicLauncher")
         if self.in_process:
             if self.n_jobs > 1:
                 raise InputError(
@@ -151,7 +159,7 @@ class HalflifeSweeper(Sweeper):
                 "leave it out for a file in the sweep's directory"
             )
 
-    def _where(self, sweep_dir: Path) -> "Where":
+    def _where(self, sweep_dir: Path) -> Where:
         """The study, as any process finds it."""
         from hydra_plugins.halflife_sweeper._trial import Where
 
@@ -169,7 +177,7 @@ class HalflifeSweeper(Sweeper):
             json.dumps(storage), self.study_name or sweep_dir.name, json.dumps(pruner), self.directions
         )
 
-    def _sampler(self, nodes: "list[Node]") -> Any:
+    def _sampler(self, nodes: list[Node]) -> Any:
         """The sampler; a grid is told the space, which bounds the number of trials."""
         from hydra.errors import InstantiationException
         from hydra.utils import instantiate
@@ -198,7 +206,7 @@ class HalflifeSweeper(Sweeper):
                 sampler = made
         return sampler
 
-    def _fixed(self, nodes: "list[Node]") -> tuple[set[str], list[str]]:
+    def _fixed(self, nodes: list[Node]) -> tuple[set[str], list[str]]:
         """Groups that say how to search, and the overrides of every trial that say what to run."""
         from hydra_plugins.halflife_sweeper._results import search_groups
         from hydra_plugins.halflife_sweeper._space import Fixed
@@ -208,8 +216,8 @@ class HalflifeSweeper(Sweeper):
         return groups, [text for text in fixed if re.split(r"[.=]", text.lstrip("+~"))[0] not in groups]
 
     def _plan(
-        self, where: "Where", sampler: Any, nodes: "list[Node]", about: dict[str, Any], sweep_dir: Path
-    ) -> "Plan":
+        self, where: Where, sampler: Any, nodes: list[Node], about: dict[str, Any], sweep_dir: Path
+    ) -> Plan:
         """The study, opened or begun."""
         from hydra_plugins.halflife_sweeper._study import Plan, open_study
 
@@ -220,15 +228,36 @@ class HalflifeSweeper(Sweeper):
         OmegaConf.save(self.cfg, sweep_dir / "multirun.yaml")
         return plan
 
-    def _loop(self, plan: "Plan", app: "App") -> Any:
+    def _loop(self, plan: Plan, app: App) -> Any:
         """Ask, launch, tell, until all is done, too much has failed, or Ctrl-C."""
         from halflife.errors import InputError
         from hydra_plugins.halflife_sweeper._results import ranked, write_results
         from hydra_plugins.halflife_sweeper._trial import Outcome
 
         running: dict[int, Job] = {}
-        results: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
+        ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
+        wanted: dict[int, tuple[Job, Steps, list[str], str]] = {}
         failures, allowed = 0, sys.maxsize if self.max_failures is None else self.max_failures
+
+        def go_on(job: Job, steps: Steps, last: Outcome | None) -> None:
+            """What a trial wants next, or what came of it."""
+            try:
+                wanted[job.trial.number] = (job, steps, *steps.send(last))
+            except StopIteration as end:
+                ended.put((job, end.value))
+
+        def alone(job: Job) -> None:
+            """In a thread, which waits for the launcher's processes."""
+            steps, outcome = self._steps(job), None
+            while True:
+                try:
+                    extra, subdir = steps.send(outcome)
+                except StopIteration as end:
+                    ended.put((job, end.value))
+                    return
+                (outcome,) = self._launch([(job, extra, subdir)])
+
+        last = ""
         self._say_where_it_stands(plan)
         try:
             while True:
@@ -237,19 +266,27 @@ class HalflifeSweeper(Sweeper):
                     if job is None:
                         break
                     running[job.trial.number] = job
-                    if self.n_jobs == 1:
-                        results.put((job, self._run(job)))
-                    else:  # a thread only waits for the launcher's process
-                        Thread(
-                            target=lambda j: results.put((j, self._run(j))), args=(job,), daemon=True
-                        ).start()
+                    if self.threads:
+                        Thread(target=alone, args=(job,), daemon=True).start()
+                    else:
+                        go_on(job, self._steps(job), None)
                 if not running:
                     break
-                job, outcome = results.get()
-                plan.tell(job.trial.number, outcome)
-                del running[job.trial.number]
-                failures += outcome.state == "failed"
-                write_results(plan.study, plan.sweep_dir, app)
+                if wanted:
+                    asked = list(wanted.values())
+                    wanted.clear()
+                    outcomes = self._launch([(job, extra, subdir) for job, _, extra, subdir in asked])
+                    for (job, steps, _, _), outcome in zip(asked, outcomes, strict=True):
+                        go_on(job, steps, outcome)
+                while self.threads or not ended.empty():
+                    job, outcome = ended.get()
+                    plan.tell(job.trial.number, outcome)
+                    del running[job.trial.number]
+                    failures += outcome.state == "failed"
+                    last = outcome.reason or last
+                    write_results(plan.study, plan.sweep_dir, app)
+                    if self.threads:
+                        break
                 gc.collect()  # models and trainers hold themselves in circles
                 if gc.get_freeze_count() == 0:
                     gc.freeze()  # what is imported by now need not be looked through each time
@@ -264,18 +301,18 @@ class HalflifeSweeper(Sweeper):
         if failures > allowed:
             raise InputError(
                 f"hydra.sweeper.max_failures must be at least the number of trials that fail, got {allowed} "
-                f"with {failures}, the last because: {outcome.reason}; mend the cause and "
+                f"with {failures}, the last because: {last}; mend the cause and "
                 f"{self._how_to_go_on()}"
             )
         best = ranked(plan.study)
         if not best and failures:
             raise InputError(
                 f"the app must finish one trial at least, got {failures} that failed, the last because: "
-                f"{outcome.reason}; mend the cause and {self._how_to_go_on()}"
+                f"{last}; mend the cause and {self._how_to_go_on()}"
             )
         return None if not best else best[0].value if len(self.directions) == 1 else best[0].values
 
-    def _say_where_it_stands(self, plan: "Plan") -> None:
+    def _say_where_it_stands(self, plan: Plan) -> None:
         """One line about the study that this sweep goes on with or begins."""
         from hydra_plugins.halflife_sweeper._study import counts
 
@@ -294,7 +331,7 @@ class HalflifeSweeper(Sweeper):
             return f"{again}, with hydra.sweep.dir={self.cfg.hydra.sweep.dir}"
         return again
 
-    def _print_table(self, plan: "Plan") -> None:
+    def _print_table(self, plan: Plan) -> None:
         """The last table, which summary.txt holds as well."""
         from rich.console import Console
 
@@ -305,33 +342,38 @@ class HalflifeSweeper(Sweeper):
             Console(file=file, width=110, color_system=None).print(table)
         (Console() if sys.stdout.isatty() else Console(width=110, color_system=None)).print(table)
 
-    def _run(self, job: "Job") -> "Outcome":
-        """A trial: one job, or one for each seed, which ends where the pruner finds it worse than others."""
+    def _steps(self, job: Job) -> Steps:
+        """What a trial has run, one after another: a job, or one for each seed until the pruner ends it.
+
+        Yields overrides and a directory, is sent what came of them, and returns what came of the trial.
+        """
         from hydra_plugins.halflife_sweeper._study import LOST
         from hydra_plugins.halflife_sweeper._trial import Outcome
 
         trial, number = job.trial, job.trial.number
         if self.seeds is None:
-            return self._launch(job, [], str(number))
+            only: Outcome = yield [], str(number)
+            return only
         found: dict[str, list[float]] = dict(trial.user_attrs.get("seeds", {}))  # of an interrupted try
         for done, seed in enumerate(self.seeds, 1):
             if str(seed) not in found:
-                outcome = self._launch(job, [f"{self.seed_key}={seed}"], f"{number}/seed-{seed}")
+                outcome = yield [f"{self.seed_key}={seed}"], f"{number}/seed-{seed}"
                 if outcome.state != "complete":
                     return replace(outcome, reason=f"{outcome.reason} (seed {seed})")
                 found[str(seed)] = outcome.values
             try:
                 trial.set_user_attr("seeds", found)
-                if self._is_worse(trial, list(found.values())[:done]) and done < len(self.seeds):
-                    outcome = Outcome("pruned", reason=f"pruned after {done} of {len(self.seeds)} seeds")
-                    break
+                worse = self._is_worse(trial, list(found.values())[:done])
             except LOST:  # told when the result is recorded
-                continue
-        else:
-            means = [sum(column) / len(column) for column in zip(*found.values(), strict=True)]
-            outcome = Outcome("complete", values=means)
-        outcome.write(job.directory)
-        return outcome
+                worse = False
+            if worse and done < len(self.seeds):
+                pruned = Outcome("pruned", reason=f"pruned after {done} of {len(self.seeds)} seeds")
+                pruned.write(job.directory)
+                return pruned
+        means = [sum(column) / len(column) for column in zip(*found.values(), strict=True)]
+        complete = Outcome("complete", values=means)
+        complete.write(job.directory)
+        return complete
 
     def _is_worse(self, trial: Any, found: list[list[float]]) -> bool:
         """Report the latest seed and ask the pruner.
@@ -345,27 +387,34 @@ class HalflifeSweeper(Sweeper):
         trial.report(values[-1] if paired else sum(values) / len(values), step=len(values))
         return bool(trial.should_prune())
 
-    def _launch(self, job: "Job", extra: list[str], subdir: str) -> "Outcome":
-        """Have the launcher run one job, and read what it left in its directory."""
+    def _launch(self, asked: list[tuple[Job, list[str], str]]) -> list[Outcome]:
+        """Have the launcher run jobs, and read what each left in its directory.
+
+        Args:
+            asked: of each job its trial, overrides of its own, and its directory in the sweep's.
+        """
         from hydra.core.override_parser.types import Quote, QuotedString
         from hydra.errors import HydraException
 
         from hydra_plugins.halflife_sweeper._trial import NOTE, Outcome, first_line
 
-        sweep_dir = job.directory.parent
-        (sweep_dir / subdir / NOTE).unlink(missing_ok=True)
-        own = [
-            f"hydra.sweep.dir={QuotedString(str(sweep_dir), Quote.single).with_quotes()}",
-            f"hydra.sweep.subdir={subdir}",
-            f"hydra.sweeper.trial={job.trial.number}",
-        ]
-        reason = "its job ended without a result"
+        batch = []
+        for job, extra, subdir in asked:
+            sweep_dir = job.directory.parent
+            (sweep_dir / subdir / NOTE).unlink(missing_ok=True)
+            own = [
+                f"hydra.sweep.dir={QuotedString(str(sweep_dir), Quote.single).with_quotes()}",
+                f"hydra.sweep.subdir={subdir}",
+                f"hydra.sweeper.trial={job.trial.number}",
+            ]
+            batch.append([*job.overrides, *extra, *own])
+        otherwise = Outcome("died", reason="its job ended without a result")
         try:
-            self.launcher.launch([[*job.overrides, *extra, *own]], initial_job_idx=job.trial.number)
+            self.launcher.launch(batch, initial_job_idx=asked[0][0].trial.number)
         except Exception as error:
             # what the task itself raises is in its directory; this is a job that did not start, or that died
             reason = f"{type(error).__name__}: {first_line(error)}"
+            otherwise = Outcome("died", reason=f"its job died ({reason})")
             if self.in_process or isinstance(error, HydraException):
-                return Outcome("failed", reason=reason)
-            reason = f"its job died ({reason})"
-        return Outcome.read(sweep_dir / subdir) or Outcome("died", reason=reason)
+                otherwise = Outcome("failed", reason=reason)
+        return [Outcome.read(job.directory.parent / subdir) or otherwise for job, _, subdir in asked]
