@@ -92,7 +92,7 @@ def workspace(entity: str, project: str) -> Any:
         ],
         settings=ws.WorkspaceSettings(sort_panels_alphabetically=False, max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("JobType") == "train"],
+            filters="JobType == 'train'",
             groupby=[ws.Config(KERNEL), ws.Config(SEED)],
             order=[ws.Ordering(ws.Summary("test/auc"), ascending=False)],
             pinned_columns=["run:displayName", *COLUMNS, *(f"summary:{key}" for key in RESULTS)],
