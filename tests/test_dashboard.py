@@ -20,12 +20,8 @@ def spec() -> Any:
 
 def panels(spec: Any) -> dict[str, dict[str, Any]]:
     """Every panel's configuration by its kind and title."""
-    sections = spec["panelBankConfig"]["sections"]
-    return {
-        f"{p['viewType']}: {p['config'].get('chartTitle')}": p["config"]
-        for s in sections
-        for p in s["panels"]
-    }
+    every = [panel for section in spec["panelBankConfig"]["sections"] for panel in section["panels"]]
+    return {f"{panel['viewType']}: {panel['config'].get('chartTitle')}": panel["config"] for panel in every}
 
 
 def test_it_shows_auc_over_half_life_and_the_curves_by_kernel(spec: Any) -> None:

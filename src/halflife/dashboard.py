@@ -42,7 +42,7 @@ def workspace(entity: str, project: str) -> Any:
 
     half_life, auc = wr.SummaryMetric("decay/half_life_days"), wr.SummaryMetric("test/auc")
     kernel = wr.Config(KERNEL)
-    answer = [
+    answer: list[Any] = [
         wr.ScatterPlot(title="AUC over half-life (days)", x=half_life, y=auc, log_x=True),
         wr.LinePlot(
             title="What a click weighs, by its age (days)",
@@ -62,7 +62,7 @@ def workspace(entity: str, project: str) -> Any:
         ),
         wr.MediaBrowser(title="Decay curves", media_keys=["decay/curve"]),
     ]
-    training = [
+    training: list[Any] = [
         wr.LinePlot(title=title, x="trainer/global_step", y=[key], groupby=kernel, groupby_rangefunc="minmax")
         for title, key in (
             ("Half-life while it is learned (days)", "decay/half_life_days"),
@@ -70,7 +70,7 @@ def workspace(entity: str, project: str) -> Any:
             ("Validation AUC", "val/auc"),
         )
     ]
-    searched = [
+    searched: list[Any] = [
         wr.ParallelCoordinatesPlot(
             title="Searched settings",
             columns=[
@@ -92,7 +92,7 @@ def workspace(entity: str, project: str) -> Any:
         ],
         settings=ws.WorkspaceSettings(sort_panels_alphabetically=False, max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("JobType") == "train"],
+            filters="JobType == 'train'",
             groupby=[ws.Config(KERNEL), ws.Config(SEED)],
             order=[ws.Ordering(ws.Summary("test/auc"), ascending=False)],
             pinned_columns=["run:displayName", *COLUMNS, *(f"summary:{key}" for key in RESULTS)],

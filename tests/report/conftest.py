@@ -93,7 +93,7 @@ def make_study(directory: Path, trials: int, directions: list[str]) -> Path:
         rate = trial.suggest_float("optimizer.head_lr", 1e-4, 1e-1, log=True)
         trial.suggest_categorical("decay", ["exponential", HOSTILE])
         trial.set_user_attr("run_dir", str(directory / str(number)))
-        value = 0.8 - 0.02 * math.log(half_life / 5) ** 2 - 0.005 * math.log10(rate / 1e-2) ** 2
+        value = 0.8 - 0.02 * math.log(half_life / 5) ** 2 - 0.002 * math.log10(rate / 1e-2) ** 2
         values = [value, math.log(half_life)][: len(directions)]
         if number % 11 == 10:
             trial.set_user_attr("reason", f"train/loss must stay finite {HOSTILE}")
