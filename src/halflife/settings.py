@@ -83,9 +83,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         _share_or_count(f"trainer.{key}", get(key))
     choice("trainer.precision", get("precision"), PRECISIONS)
     if get("precision") == "bf16-mixed" and get("accelerator") == "cpu" and not has_bf16():
-        print(
-            "trainer.precision=bf16-mixed is slower than 32-true on this processor, which has no instructions for it"
-        )
+        print("trainer.precision=bf16-mixed is slow on this processor, which has no instructions for it")
     if get("deterministic") != "warn":
         flag("trainer.deterministic", get("deterministic"))
     strategies = ["auto", *StrategyRegistry.available_strategies()]
@@ -98,7 +96,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies in bf16 itself (AVX-512 BF16, AMX, Arm BF16) and need not imitate it."""
+    """Whether this processor multiplies in bf16 itself: AVX-512 BF16, AMX or Arm BF16."""
     import torch
 
     return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
