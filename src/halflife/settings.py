@@ -115,6 +115,8 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
         _share_or_count(f"trainer.{key}", get(key))
     choice("trainer.precision", get("precision"), PRECISIONS)
+    if get("precision") == "bf16-mixed" and get("accelerator") == "cpu" and not has_bf16():
+        print("trainer.precision=bf16-mixed is slow on this processor, which has no instructions for it")
     if get("deterministic") != "warn":
         flag("trainer.deterministic", get("deterministic"))
     strategies = ["auto", *StrategyRegistry.available_strategies()]
@@ -124,6 +126,13 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             f"{near(str(get('strategy')), strategies)}"
         )
     _check_devices(get("accelerator"), get("devices"))
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies in bf16 itself: AVX-512 BF16, AMX or Arm BF16."""
+    import torch
+
+    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def _share_or_count(name: str, value: Any) -> None:
