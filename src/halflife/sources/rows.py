@@ -34,12 +34,15 @@ class Rows(NamedTuple):
     check: Check
 
     def sample(self, column: str, most: int = 1000) -> pl.Series:
-        """The first values of a column; empty where the file is malformed, which the check then names."""
+        """The first values of a column, at least one."""
         try:
-            return self.frame.select(column).head(most).collect(engine="streaming").to_series()
+            values = self.frame.select(column).head(most).collect(engine="streaming").to_series()
         except pl.exceptions.ComputeError:
-            self.check([])
+            self.check([])  # names what is malformed
             raise
+        if len(values) == 0:
+            self.check([])
+        return values
 
 
 def scan(
@@ -203,7 +206,8 @@ def scan_parquet(file: Path, columns: Sequence[str], name: str | None = None) ->
     frame = lazy.select(ROW, *columns)
 
     def check(rules: Sequence[Rule]) -> None:
-        check_rows(called, frame, rules, lambda row: f"{called} row {row + 1}", lambda: None)
+        again = AGAIN if name is None else "correct the query"
+        check_rows(called, frame, rules, lambda row: f"{called} row {row + 1}", lambda: None, again)
 
     return Rows(called, frame, {column: have[column] for column in columns}, check)
 
@@ -214,6 +218,7 @@ def check_rows(
     rules: Sequence[Rule],
     place: Callable[[int], str],
     explain: Callable[[], None],
+    again: str = AGAIN,
 ) -> None:
     """Find the first row that breaks a rule, in one streaming pass.
 
@@ -224,6 +229,7 @@ def check_rows(
         place: where a row (0-based) lies, in words.
         explain: called when the frame cannot be read, or holds a column without any value; raises the
             InputError that says why, if it can.
+        again: what to do about a file that is damaged or empty.
 
     Raises:
         InputError: names the place, the value and what to do.
@@ -237,10 +243,10 @@ def check_rows(
     except (pl.exceptions.ComputeError, OSError) as error:
         explain()
         reason = short(str(error).splitlines()[0])
-        raise InputError(f"{name} must be readable, got {reason}; {AGAIN}") from None
+        raise InputError(f"{name} must be readable, got {reason}; {again}") from None
     found = row.row(0, named=True)
     if found["rows"] == 0:
-        raise InputError(f"{name} must have at least 1 row, got none; {AGAIN}")
+        raise InputError(f"{name} must have at least 1 row, got none; {again}")
     if 0 in (v for k, v in found.items() if k.startswith("n ")):
         explain()
     broken = [(found[f"rule{i}"], i) for i in range(len(rules)) if found[f"rule{i}"] is not None]

@@ -83,6 +83,8 @@ def open_csv(
     form = _Form(separator, quoted=True, headed=header is None)
     first = next(_records(file, form))[1]
     names = first if header is None else list(header)
+    if header is not None:
+        _check_width(file, 1, first, names)
     missing = [column for column in columns if column not in names]
     if missing:
         raise InputError(
@@ -223,13 +225,22 @@ def _check_end(file: Path) -> None:
 def _checked_records(file: Path, form: _Form, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of every record below the header, refusing another number of fields."""
     for index, (line, fields) in enumerate(_records(file, form)):
-        if len(fields) != len(columns):
-            raise InputError(
-                f"{file} line {line} must have {len(columns)} fields ({', '.join(columns)}), "
-                f"got {len(fields)}; correct the line or {AGAIN}"
-            )
+        _check_width(file, line, fields, columns)
         if index > 0 or not form.headed:
             yield line, fields
+
+
+def _check_width(file: Path, line: int, fields: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a record of another number of fields; a damaged gzip file shows in its fields first."""
+    if len(fields) == len(columns):
+        return
+    if _compression(file):
+        for _ in lines(file):
+            pass
+    raise InputError(
+        f"{file} line {line} must have {len(columns)} fields ({', '.join(columns)}), "
+        f"got {len(fields)}; correct the line or {AGAIN}"
+    )
 
 
 def _records(file: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:

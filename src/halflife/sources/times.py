@@ -90,7 +90,7 @@ def detect(column: str, where: str, sample: pl.Series) -> str:
         return unit_of(middle)
     parsed = {form: words.str.to_datetime(form, strict=False).null_count() for form in _ISO}
     best = min(_ISO, key=lambda form: parsed[form])
-    if parsed[best] * 2 >= len(words):
+    if parsed[best] * 2 > len(words):
         raise InputError(
             f"{column} in {where} must be Unix time or ISO 8601 such as 2021-03-01 10:00:00, got "
             f"{quoted(words[0])}; declare its form, for example data.source.time='%d/%m/%Y %H:%M'"
