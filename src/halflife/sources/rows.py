@@ -66,7 +66,7 @@ def scan(
     if ending in _TEXT:
         return _delimited(file, columns, separator, header)
     if ending in _JSON:
-        return _json_lines(file, columns, lists)
+        return scan_json_lines(file, columns, lists)
     if ending in _PARQUET:
         return scan_parquet(file, columns)
     raise InputError(
@@ -101,8 +101,17 @@ def _separator(file: Path, columns: Sequence[str], header: list[str] | None) -> 
     return fit[0] if fit else max(counts, key=lambda mark: counts[mark])
 
 
-def _json_lines(file: Path, columns: Sequence[str], lists: Sequence[str]) -> Rows:
-    """A file with a JSON object on each line; empty lines are left out."""
+def scan_json_lines(file: Path, columns: Sequence[str], lists: Sequence[str]) -> Rows:
+    """A file with a JSON object on each line, as strings and lists of strings; empty lines are left out.
+
+    Args:
+        file: plain or compressed.
+        columns: fields; a dot leads into a nested object.
+        lists: those among them that hold lists.
+
+    Raises:
+        InputError: for a file that cannot be opened or holds an array.
+    """
     first = next(lines(file))
     if first.lstrip()[:1] == "[":
         raise InputError(
