@@ -109,13 +109,20 @@ def open_csv(
     return frame, lambda rules: _check(file, frame, rules, form, names, bare)
 
 
-def scan_lines(file: Path) -> pl.LazyFrame:
+def scan_lines(file: Path, encoding: str = "utf-8") -> pl.LazyFrame:
     """The lines of a text file as they are, as the columns ROW (0-based) and `line`.
+
+    Args:
+        file: plain or compressed.
+        encoding: of a file that is not UTF-8; it is then held in memory.
 
     Raises:
         InputError: for a file that is missing or empty, or whose first line cannot be read.
     """
-    next(lines(file))
+    next(lines(file, encoding))
+    if encoding != "utf-8":
+        text = [line.rstrip("\r\n") for line in lines(file, encoding)]
+        return pl.LazyFrame({"line": text}).with_row_index(ROW)
     return pl.scan_csv(
         file,
         has_header=False,
@@ -129,7 +136,11 @@ def scan_lines(file: Path) -> pl.LazyFrame:
 
 
 def scan_tsv(
-    file: Path, columns: Sequence[str], rules: Sequence[Rule], separator: str = "\t"
+    file: Path,
+    columns: Sequence[str],
+    rules: Sequence[Rule],
+    separator: str = "\t",
+    encoding: str = "utf-8",
 ) -> pl.LazyFrame:
     """A tab-separated file without header and without quoting, as a lazy frame of strings.
 
@@ -138,6 +149,7 @@ def scan_tsv(
         columns: all of them, in the file's order.
         rules: checked before the frame is returned, in one streaming pass.
         separator: what stands between fields in place of a tab; of any length.
+        encoding: of a file that is not UTF-8; it is then held in memory.
 
     Raises:
         InputError: names the file, the line (1-based) and what to do, for anything malformed.
@@ -145,13 +157,15 @@ def scan_tsv(
     between = len(columns) - 1
     fields = pl.col("line").str.split_exact(separator, between).struct.rename_fields(list(columns))
     frame = (
-        scan_lines(file)
+        scan_lines(file, encoding)
         .with_columns(fields.alias("fields"))
         .unnest("fields")
         .with_columns(pl.col(columns).fill_null(""))
     )
     ragged = pl.col("line").str.count_matches(separator, literal=True) != between
-    _check(file, frame, rules, _Form(separator, quoted=False, headed=False), columns, ragged)
+    _check(
+        file, frame, rules, _Form(separator, quoted=False, headed=False, encoding=encoding), columns, ragged
+    )
     return frame.select(columns)
 
 
@@ -161,6 +175,7 @@ class _Form(NamedTuple):
     separator: str
     quoted: bool
     headed: bool
+    encoding: str = "utf-8"
 
 
 def _check(
@@ -246,7 +261,7 @@ def _check_width(file: Path, line: int, fields: Sequence[str], columns: Sequence
 def _records(file: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
     """Line number (1-based, where the record starts) and fields of every record, the header included."""
     if not form.quoted:
-        for number, text in enumerate(lines(file), start=1):
+        for number, text in enumerate(lines(file, form.encoding), start=1):
             yield number, text.rstrip("\r\n").split(form.separator)
         return
     csv.field_size_limit(sys.maxsize)  # a long text is none of the mistakes that are looked for
@@ -265,7 +280,7 @@ def _records(file: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
         yield start, fields
 
 
-def lines(file: Path) -> Iterator[str]:
+def lines(file: Path, encoding: str = "utf-8") -> Iterator[str]:
     """The decoded lines of a plain or compressed file, with their line breaks.
 
     Raises:
@@ -279,7 +294,7 @@ def lines(file: Path) -> Iterator[str]:
         kind = _compression(file)
         with closing(_opened(file)) as stream:
             for line in stream:
-                yield line.decode("utf-8-sig" if done == 0 else "utf-8")
+                yield line.decode("utf-8-sig" if done == 0 and encoding == "utf-8" else encoding)
                 done += 1
     except EOFError:
         raise InputError(
