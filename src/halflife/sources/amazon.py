@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import polars as pl
 
-from halflife.errors import InputError, number
+from halflife.errors import InputError, listed, number
 from halflife.sources import templates
+from halflife.sources.download import Remote
 from halflife.sources.rows import scan_json_lines
 from halflife.sources.text_files import Rule, lines
 from halflife.tables import Tables
@@ -66,8 +67,8 @@ def read(files: list[Path], min_rating: float, text: str) -> Tables:
             "data.files must hold reviews (CATEGORY.jsonl.gz) and products (meta_CATEGORY.jsonl.gz), got "
             f"{got}; add the other file of the category"
         )
-    listed = pl.concat([_products(file, text) for file in metas])
-    items = listed.unique("item_id", keep="first", maintain_order=True).collect()
+    products = pl.concat([_products(file, text) for file in metas])
+    items = products.unique("item_id", keep="first", maintain_order=True).collect()
     reviews = pl.concat([_reviews(file) for file in logs])
     low = reviews.select((pl.col("value") < min_rating).sum()).collect(engine="streaming").item()
     return Tables(
@@ -77,7 +78,7 @@ def read(files: list[Path], min_rating: float, text: str) -> Tables:
         has_click_times=True,
         dropped={
             LOW_RATING: low,
-            TWICE: listed.select(pl.len()).collect(engine="streaming").item() - len(items),
+            TWICE: products.select(pl.len()).collect(engine="streaming").item() - len(items),
         },
     )
 
@@ -142,3 +143,17 @@ def _products(file: Path, text: str) -> pl.LazyFrame:
         category="category",
         published_s=pl.lit(None, dtype=pl.Int64),
     )
+
+
+def remote(categories: list[str]) -> list[Remote]:
+    """The reviews and products of categories of 2023; the publisher tells no checksums.
+
+    Args:
+        categories: as the publisher spells them, such as All_Beauty.
+    """
+    site = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw"
+    return [
+        Remote(f"{site}/{folder}/{before}{category}.jsonl.gz", None)
+        for category in listed("data.remote.categories", categories, "categories")
+        for folder, before in (("review_categories", ""), ("meta_categories", "meta_"))
+    ]

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from halflife.errors import InputError, choice, flag
+from halflife.sources.download import Remote
 from halflife.sources.text_files import Rule, filled, scan_csv
 from halflife.tables import Tables
 
@@ -118,3 +119,21 @@ def _videos(file: Path) -> pl.LazyFrame:
         category=pl.when(first.str.len_bytes() > 0).then(pl.lit("tag ") + first).otherwise(pl.lit("unknown")),
         published_s=uploaded.dt.epoch("s").cast(pl.Int64),
     )
+
+
+def remote(version: str) -> list[Remote]:
+    """The archive of a version on Zenodo, which tells its MD5.
+
+    Args:
+        version: Pure, 1K or 27K.
+    """
+    version = choice("data.remote.version", version, ["Pure", "1K", "27K"])
+    name = f"KuaiRand-{version}.tar.gz"
+    record = "records/10439422/files"
+    return [
+        Remote(
+            f"https://zenodo.org/{record}/{name}",
+            f"https://zenodo.org/api/{record}/{name}",
+            unpacks=f"KuaiRand-{version}",
+        )
+    ]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from halflife.errors import InputError, number
+from halflife.errors import InputError, choice, number
+from halflife.sources.download import Remote
 from halflife.sources.text_files import Rule, filled, scan_csv, scan_tsv
 from halflife.tables import DAY_S, Tables
 
@@ -32,6 +33,18 @@ _GENRES_100K = [
     ),
 ]
 """The flags of u.item, in the order of u.genre."""
+
+EDITIONS: dict[str, tuple[str, str | None]] = {
+    "latest-small": ("ml-latest-small", None),
+    "latest": ("ml-latest", None),
+    "100k": ("ml-100k", "0e33842e24a9c977be4e0107933c0723"),
+    "1m": ("ml-1m", "c4d9eecfca2ab87c1945afe126590906"),
+    "10m": ("ml-10M100K", "ce571fd55effeba0271552578f2648bd"),
+    "20m": ("ml-20m", "cd245b17a1ae2cc31bb14903e1204af3"),
+    "25m": ("ml-25m", "6b51fb2759a8657d3bfcbfc42b592ada"),
+    "32m": ("ml-32m", "d472be332d4daa821edc399621853b57"),
+}
+"""Edition → the folder in its archive, and the archive's MD5 where it is fixed."""
 
 
 def read(files: list[Path], min_rating: float = 4.0, min_span_days: float = 7.0) -> Tables:
@@ -180,3 +193,15 @@ def _as_items(rows: pl.LazyFrame) -> pl.LazyFrame:
         category=genres.list.first().fill_null("unknown"),
         published_s=pl.lit(None, dtype=pl.Int64),
     )
+
+
+def remote(edition: str) -> list[Remote]:
+    """The archive of an edition, with the MD5 that GroupLens publishes; of a latest one, which changes, as it
+    is told beside the archive on the day.
+
+    Args:
+        edition: one of EDITIONS.
+    """
+    name, md5 = EDITIONS[choice("data.remote.edition", edition, EDITIONS)]
+    url = f"https://files.grouplens.org/datasets/movielens/ml-{edition}.zip"
+    return [Remote(url, f"{url}.md5" if md5 is None else f"md5:{md5}", unpacks=name)]
