@@ -127,8 +127,8 @@ def test_a_process_that_is_refused_exits_with_code_2(words: list[str], tmp_path:
         ("metrics=[auc,foo]", "metrics must be one of its choices, got foo; see --help"),
         (
             "data=foo",
-            "data must be one of adressa, amazon, ebnerd, kuairand, mind, movielens, online_retail, synthetic, "
-            "table, got foo",
+            "data must be one of adressa, amazon, ebnerd, kuairand, mind, movielens, online_retail, "
+            "synthetic, table, got foo",
         ),
         (
             "decoy=exponential",
