@@ -275,8 +275,8 @@ def test_bad_rows_are_left_out_and_counted_when_asked(tmp_path, read, rows):
     tables = read("table", files, MAP | {"bad_rows": "drop"})
     assert rows(tables) == WANT
     assert tables.dropped == {
-        "events whose who does not be filled in": 1,
-        "events whose when does not lie between 1970 and today": 1,
+        "rows of events: who must be filled in": 1,
+        "rows of events: when must lie between 1970 and today": 1,
     }
 
 

@@ -58,7 +58,7 @@ class Log:
         )
         for i, n in rows.frame.group_by(reason.alias("i")).len().collect(engine="streaming").rows():
             if i is not None:
-                name = f"{role} whose {rules[i].column} does not {rules[i].must}"
+                name = f"rows of {role}: {rules[i].column} must {rules[i].must}"
                 self.dropped[name] = self.dropped.get(name, 0) + n
         return rows.frame.filter(~pl.any_horizontal(broken))
 
