@@ -126,7 +126,11 @@ def test_a_process_that_is_refused_exits_with_code_2(words: list[str], tmp_path:
         ("logger=null", "got null; did you mean none?"),
         ("logger=foo", "logger must be one of csv, none, tensorboard, wandb, got foo; choose one of them"),
         ("metrics=[auc,foo]", "metrics must be one of its choices, got foo; see --help"),
-        ("data=foo", "data must be one of mind, movielens, online_retail, synthetic, got foo"),
+        (
+            "data=foo",
+            "data must be one of adressa, amazon, ebnerd, kuairand, mind, movielens, online_retail, "
+            "synthetic, table, got foo",
+        ),
         (
             "decoy=exponential",
             "decoy must be a key of the configuration, got an unknown one; did you mean decay",
@@ -183,7 +187,7 @@ def test_a_process_that_is_refused_exits_with_code_2(words: list[str], tmp_path:
         ("cache_dir=null", "data.cache_dir must be a directory, got null"),
         # data
         ("data=movielens", "data.root must be given, got nothing"),
-        ("data=movielens data.root=/nowhere", "the folder that holds ratings.csv, movies.csv, got /nowhere"),
+        ("data=movielens data.root=/nowhere", "the folder that holds **/*, got /nowhere"),
         ("data.root=/nowhere", "data.root must be null for a source that reads no files, got /nowhere"),
         (
             "data.files=foo.csv",

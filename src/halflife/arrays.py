@@ -107,6 +107,7 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         "has_click_times": log.has_click_times,
         "has_impressions": log.has_impressions,
         "has_dwell": log.has_dwell,
+        "note": log.note,
         "planted": truth or None,
         "bayes_auc": _bayes_auc(arrays),
         "users": len(user_frame),

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from halflife.errors import InputError, choice, listed, number, shown, text, whole
+from halflife.errors import InputError, choice, flag, listed, number, shown, text, whole
 from halflife.negatives import Negatives
 from halflife.ranges import ranges, runs, shuffled
+from halflife.sources.download import Remote, fetch
 from halflife.store import Store, open_or_build
 from halflife.tables import DAY_S, Tables, split_by_time
 
@@ -292,6 +293,9 @@ class DataModule(pl.LightningDataModule):
         seed: of the shuffle.
         batch_tokens: instead of `batch_size` in training, the tokens that the histories and candidates of a
             batch hold at most, before each item is taken once; needs an encoder that reads them.
+        download: fetch what is missing below `root` first.
+        remote: what to fetch, or in words where to get what nobody may fetch unasked; None where there are no
+            files.
 
     Raises:
         InputError: for a setting out of range, a missing file, an empty split.
@@ -314,6 +318,8 @@ class DataModule(pl.LightningDataModule):
         num_workers: int,
         seed: int,
         batch_tokens: int | None = None,
+        download: bool = False,
+        remote: list[Remote] | str | None = None,
     ) -> None:
         super().__init__()
         self.batch_tokens = (
@@ -353,6 +359,9 @@ class DataModule(pl.LightningDataModule):
         self.tokens: tuple[Array, Array] | None = None
         """Token ids of the catalogue, set by the run whose encoder reads them in training."""
         self.seed = whole("seed", seed, "integer", at_least=0)
+        self.download, self.remote = flag("data.download", download), remote
+        if self.download and isinstance(remote, str):
+            raise InputError(f"data.download must be false for this log, got true; {remote}")
         self._store: Store | None = None
         self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
 
@@ -378,6 +387,8 @@ class DataModule(pl.LightningDataModule):
         """The log's files, in order of glob and name."""
         if not self.files:
             return []
+        if self.download and self.root is not None and isinstance(self.remote, list):
+            fetch(self.remote, Path(self.root).expanduser())
         if self.root is None or not Path(self.root).expanduser().is_dir():
             raise InputError(
                 f"data.root must be the folder that holds {', '.join(self.files)}, got {shown(self.root)}; "

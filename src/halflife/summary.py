@@ -58,7 +58,8 @@ def finish(
     found |= compare(frame, users)
     found |= {f"params/{k}": v for k, v in module.trainable().items()}
     found |= speed.metrics()
-    planted = store.about["planted"]
+    planted, note = store.about["planted"], store.about["note"]
+    fitted = fitted | ({"note": note} if note else {})
     key = f"half_life_{fitted['unit']}"
     found |= {
         f"decay/{key}": fitted[key],
@@ -67,6 +68,7 @@ def finish(
         "decay/planted_half_life_days": planted.get("half_life_days") if planted else None,
         "data/fingerprint": store.about["fingerprint"],
         "data/test_impressions": len(rows),
+        "data/note": note,
         "memory/peak_mib": peak_mib(),
     }
     found = {k: v for k, v in found.items() if v is not None and not k.startswith("train/")}
@@ -74,6 +76,8 @@ def finish(
 
     drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"]))
     figure = decay_curve(drawn, fitted, planted)
+    if note:
+        figure.text(0.01, 0.005, note, fontsize=6)
     figure.savefig(run_dir / "decay_curve.png")
     write_json(run_dir / "decay.json", fitted)
     write_json(run_dir / "decay_curve.json", drawn)
@@ -240,7 +244,8 @@ def versions() -> dict[str, str]:
 
 def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -> Table:
     """The last table of a run: each figure beside what to compare it with."""
-    table = Table(title=f"Test, {found['data/test_impressions']:,} impressions · {run_dir}")
+    title = f"Test, {found['data/test_impressions']:,} impressions · {run_dir}"
+    table = Table(title=title, caption=found.get("data/note"))
     for column in ("", "this run", "95 % interval", "popularity", "best possible"):
         table.add_column(column, justify="left" if not column else "right")
 

@@ -43,6 +43,7 @@ class Tables:
         truth: what a simulator knows and a log never does: planted parameters, and per impression the true
             probabilities (`impression_id, probabilities`) under `probabilities`.
         dropped: rows left out by the reader, by reason, for the data card.
+        note: what every output of a run says of this log, such as that its times are reconstructed.
     """
 
     items: pl.LazyFrame | pl.DataFrame
@@ -52,6 +53,7 @@ class Tables:
     has_dwell: bool = False
     truth: dict[str, Any] | None = None
     dropped: dict[str, int] = field(default_factory=dict)
+    note: str | None = None
 
     @property
     def has_impressions(self) -> bool:

@@ -197,3 +197,30 @@ def test_the_published_labels_cannot_be_missing_from_a_whole_folder(tmp_path):
         "test/behaviors.tsv line 1",
         "missing",
     )
+
+
+def test_click_times_are_reconstructed_from_the_impressions_when_asked_and_marked(tmp_path):
+    tables = mind.read(write(tmp_path), click_times="reconstructed")
+    assert tables.has_click_times
+    assert tables.note == mind.RECONSTRUCTED
+    rows = check_columns("events", tables.events, EVENT_COLUMNS).collect().rows()
+    assert sorted(rows) == [
+        ("U1", "N4", FIRST_S + 9 * 3600, "click", 1.0),
+        ("U1", "N5", FIRST_S, "click", 1.0),
+        ("U2", "N2", int(datetime(2019, 11, 12, 13, tzinfo=UTC).timestamp()), "click", 1.0),
+    ]
+    assert tables.dropped == {mind.UNTIMED_CLICKS: 2}
+    with pytest.raises(
+        InputError, match=r"data\.source\.click_times must be one of absent, reconstructed, got days"
+    ):
+        mind.read(write(tmp_path), click_times="days")
+
+
+def test_the_text_follows_a_template_and_falls_back_where_it_is_empty(tmp_path):
+    files = write(tmp_path, items=NEWS + "N6\tsports\tgolf\t\t\t\t\t\n")
+    items = check_columns(
+        "items", mind.read(files, text="{title} ({subcategory})").items, ITEM_COLUMNS
+    ).collect()
+    assert items["text"][0] == "Title of N1 (golf)"
+    items = check_columns("items", mind.read(files).items, ITEM_COLUMNS).collect()
+    assert items["text"][5] == "sports"

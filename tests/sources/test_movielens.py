@@ -204,6 +204,65 @@ def test_a_setting_out_of_range_is_refused(tmp_path):
     refused(write(tmp_path), "data.source.min_span_days", "got -1", min_span_days=-1)
 
 
+RATINGS_DAT = RATINGS.split("\n", 1)[1].replace(",", "::")
+MOVIES_DAT = (
+    "1::Toy Story (1995)::Adventure|Animation\n2571::Matrix, The (1999)::Action\n58::Léon (1994)::Comedy\n"
+)
+GENRES = "|".join("01"[name in (1, 15)] for name in range(19))  # Action and Sci-Fi, of 19 flags
+U_ITEM = (
+    f"1|Toy Story (1995)|01-Jan-1995||http://us.imdb.com/M/title-exact?Toy%20Story%20(1995)|{GENRES}\n"
+    f"58|Léon (1994)|01-Jan-1994||http://x|1{'|0' * 18}\n"
+    f"2571|unknown|||{'|0' * 19}\n"
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1"])
+def test_the_editions_of_1m_and_10m_read_as_the_others(tmp_path, encoding):
+    (tmp_path / "ratings.dat").write_text(RATINGS_DAT)
+    (tmp_path / "movies.dat").write_bytes(MOVIES_DAT.encode(encoding))
+    (tmp_path / "users.dat").write_text("1::F::1::10::48067\n")
+    files = sorted(tmp_path.iterdir())
+    (tmp_path / "csv").mkdir()
+    assert events(files) == events(write(tmp_path / "csv"))
+    items = check_columns("items", movielens.read(files).items, ITEM_COLUMNS).collect()
+    assert items["text"].to_list() == [
+        "Toy Story (1995). Adventure, Animation",
+        "The Matrix (1999). Action",
+        "Léon (1994). Comedy",
+    ]
+
+
+def test_the_edition_of_100k_reads_its_flags_and_letters(tmp_path):
+    (tmp_path / "u.data").write_text(RATINGS_DAT.replace("::", "\t"))
+    (tmp_path / "u.item").write_bytes(U_ITEM.encode("iso-8859-1"))
+    (tmp_path / "u.genre").write_text("unknown|0\n")
+    files = sorted(tmp_path.iterdir())
+    items = check_columns("items", movielens.read(files).items, ITEM_COLUMNS).collect()
+    assert items.rows() == [
+        ("1", "Toy Story (1995). Action, Sci-Fi", "Action", None),
+        ("58", "Léon (1994)", "unknown", None),
+        ("2571", "unknown", "unknown", None),
+    ]
+    assert len(events(files)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        ("ratings.dat", "1::1::5\n", ["ratings.dat line 1", "4 fields", "got 3"]),
+        ("ratings.dat", "1:1:5:3\n", ["ratings.dat line 1", "4 fields", "got 1"]),
+        ("ratings.dat", "1::1::9::3\n", ["rating in", "ratings.dat line 1", "'9'"]),
+        ("movies.dat", "1::Léon\n", ["movies.dat line 1", "3 fields", "got 2"]),
+        ("movies.dat", "1::Léon::x\n1::Léon::x\n", ["movieId in", "movies.dat line 2", "listed once"]),
+    ],
+)
+def test_a_bad_line_of_an_older_edition_is_named(tmp_path, name, text, parts):
+    (tmp_path / "ratings.dat").write_text(RATINGS_DAT)
+    (tmp_path / "movies.dat").write_text(MOVIES_DAT)
+    (tmp_path / name).write_bytes(text.encode("iso-8859-1"))
+    refused(sorted(tmp_path.glob("*.dat")), *parts)
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real log is not at {REAL}")
 def test_the_real_small_log_has_the_published_counts():
     tables = movielens.read(sorted(REAL.glob("*.csv")))

@@ -6,12 +6,18 @@ from typing import NamedTuple
 
 import polars as pl
 
-from halflife.errors import InputError
+from halflife.errors import InputError, choice
+from halflife.sources import templates
+from halflife.sources.impressions import clicks_of
 from halflife.sources.text_files import Rule, filled, scan_tsv
 from halflife.tables import Tables
 
 UNKNOWN_CLICKS = "history clicks on news not in news.tsv"
 OTHER_HISTORIES = "shorter histories of a user whose history differs within a file"
+UNTIMED_CLICKS = "history clicks without a time"
+RECONSTRUCTED = (
+    "Click times are reconstructed: a click has its impression's time; those before the week are left out."
+)
 
 _NEWS = [
     "news_id",
@@ -34,7 +40,7 @@ class _Folder(NamedTuple):
     first_s: int
 
 
-def read(files: list[Path]) -> Tables:
+def read(files: list[Path], text: str = "{title}", click_times: str = "absent") -> Tables:
     """MIND: the impressions of one or more folders (train, dev), each a news.tsv and a behaviors.tsv.
 
     The log holds real impressions with their second, taken as UTC, and a history of clicks before them that
@@ -47,11 +53,15 @@ def read(files: list[Path]) -> Tables:
     Args:
         files: the paths; those named news.tsv and behaviors.tsv are read, paired by folder, others are left
             alone.
+        text: template over title, abstract, category and subcategory.
+        click_times: `absent`, as above; or `reconstructed`: the events are what was clicked in the
+            impressions, each at its impression's time, and what the histories hold is left out, since nothing
+            times it. Ages are then in days, of clicks at most a week or two old, and every output says so.
 
     Returns:
-        Items of all folders (text: the title, else the abstract), history events, and lazy impressions, whose
-        id carries the folder's name when there are several. Items and histories are held in memory (one row
-        an item or user), impressions are streamed.
+        Items of all folders (where the text is empty, the abstract, category or id), history events, and lazy
+        impressions, whose id carries the folder's name when there are several. Items and histories are held
+        in memory (one row an item or user), impressions are streamed.
 
     Raises:
         InputError: for a malformed file, a label missing or other than 0 and 1, or a candidate that no
@@ -60,9 +70,10 @@ def read(files: list[Path]) -> Tables:
     Licence: Microsoft Research License Terms, research only.
     Source: Wu et al., MIND: A Large-scale Dataset for News Recommendation (ACL 2020).
     """
+    timed = choice("data.source.click_times", click_times, ["absent", "reconstructed"]) == "reconstructed"
     paths = _pair(files)
     items = (
-        pl.concat([_news(news) for news, _ in paths.values()])
+        pl.concat([_news(news, text) for news, _ in paths.values()])
         .unique("item_id", keep="first", maintain_order=True)
         .collect()
     )
@@ -70,11 +81,21 @@ def read(files: list[Path]) -> Tables:
     folders.sort(key=lambda folder: folder.first_s)
     histories = [_histories(folder) for folder in folders]
     clicks = _place(folders, histories)
+    impressions = pl.concat([_impressions(folder, prefix=len(folders) > 1) for folder in folders])
+    if timed:
+        return Tables(
+            items=items,
+            events=clicks_of(impressions),
+            impressions=impressions,
+            has_click_times=True,
+            dropped={UNTIMED_CLICKS: clicks.select(pl.len()).collect(engine="streaming").item()},
+            note=RECONSTRUCTED,
+        )
     unknown = clicks.join(items.lazy(), on="item_id", how="anti").select(pl.len())
     return Tables(
         items=items,
         events=clicks.join(items.lazy(), on="item_id", how="semi"),
-        impressions=pl.concat([_impressions(folder, prefix=len(folders) > 1) for folder in folders]),
+        impressions=impressions,
         has_click_times=False,
         dropped={
             UNKNOWN_CLICKS: unknown.collect(engine="streaming").item(),
@@ -103,10 +124,12 @@ def _pair(files: list[Path]) -> dict[str, tuple[Path, Path]]:
     }
 
 
-def _news(file: Path) -> pl.LazyFrame:
+def _news(file: Path, template: str) -> pl.LazyFrame:
     """The items of one folder."""
     rows = scan_tsv(file, _NEWS, [filled("news_id")])
-    text = pl.coalesce(pl.col("title", "abstract", "category", "news_id").str.strip_chars().replace("", None))
+    filled_in = templates.fill("data.source.text", template, ["title", "abstract", "category", "subcategory"])
+    others = pl.col("abstract", "category", "news_id").str.strip_chars().replace("", None)
+    text = pl.coalesce(filled_in.replace("", None), others)
     return rows.select(
         item_id="news_id",
         text=text,
