@@ -53,7 +53,6 @@ def check(cfg: Mapping[str, Any]) -> None:
     check_callbacks(cfg["callbacks"], val)
 
 
-
 def objectives(cfg: Mapping[str, Any]) -> list[Any]:
     """The metrics that a run returns, one or several."""
     several = isinstance(cfg["objective"], Sequence) and not isinstance(cfg["objective"], str)
