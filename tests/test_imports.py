@@ -36,6 +36,7 @@ ORDER = [
     "multirun",
     "cli",
     "profile",
+    "compare",
     "recovery",
     "dashboard",
     "report",

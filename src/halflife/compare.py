@@ -32,7 +32,7 @@ SHUFFLED = "exponential, ages shuffled"
 
 
 @dataclass(frozen=True)
-class Tested:
+class Outcome:
     """A kernel refitted on one run's training split, on its test split.
 
     Args:
@@ -72,9 +72,9 @@ def fits(kernel: Kernel, module: Recommender) -> str:
     return ""
 
 
-def tested(
+def outcome(
     module: Recommender, unit: str, kernel: Kernel, train: Likelihood, test: Likelihood, ids: list[str]
-) -> Tested:
+) -> Outcome:
     """Refit a kernel with scale, bias and sink, vectors held, and score the test split by it."""
     train, test = train.with_decay(kernel), test.with_decay(kernel)
     fit = fit_likelihood(train)
@@ -88,7 +88,7 @@ def tested(
     with torch.no_grad():
         plain = not (kernel.ranks or kernel.clicks_only or kernel.signed) and not isinstance(kernel, Grouped)
         weight = kernel.cpu()(age).exp().tolist() if plain else None
-    return Tested(
+    return Outcome(
         about={
             "half_life": found[f"half_life_{module.unit}"],
             "unit": module.unit,
@@ -104,7 +104,7 @@ def tested(
     )
 
 
-def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Tested]:
+def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Outcome]:
     """Every kernel on one finished run, by name, and the exponential on ages dealt out anew.
 
     Args:
@@ -133,13 +133,13 @@ def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Test
             if names is not None:
                 raise InputError(f"--kernels must suit the run, got {name}: {why}; leave it out")
             continue
-        found[name] = tested(module, data.unit, kernel, train, test, ids)
+        found[name] = outcome(module, data.unit, kernel, train, test, ids)
     shuffled = train.shuffled(seed), test.shuffled(seed)
-    found[SHUFFLED] = tested(module, data.unit, configured("exponential"), *shuffled, ids)
+    found[SHUFFLED] = outcome(module, data.unit, configured("exponential"), *shuffled, ids)
     return found
 
 
-def against_none(runs: list[dict[str, Tested]], name: str) -> dict[str, Any]:
+def against_none(runs: list[dict[str, Outcome]], name: str) -> dict[str, Any]:
     """A kernel's differences from no decay over all runs, clustered by user.
 
     Δ = Σ_u d_u / Σ_u n_u with d_u the summed differences of user u's impressions in every run, n_u how many;

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import CatMetric
 
-from halflife import pretrained, settings, tracking
+from halflife import loggers, pretrained, settings, tracking
 from halflife.batches import BatchRows, DataModule
 from halflife.errors import InputError, number, whole
 from halflife.ranges import ranges
@@ -246,9 +246,9 @@ def pretrain(
         sampler=BatchRows(np.arange(len(tokens)), None, MEASURED_ROWS, cfg.seed, rank, world),
         batch_size=None,
     )
-    with tracking.closing(trainer.logger), tracking.child_processes(run_dir):
+    with loggers.closing(trainer.logger), tracking.child_processes(run_dir):
         if trainer.logger:
-            trainer.logger.log_hyperparams(tracking.flatten(cfg))
+            trainer.logger.log_hyperparams(loggers.flatten(cfg))
         found: dict[str, Any] = {}
         for when in ("before", "after"):
             if when == "after":
