@@ -149,7 +149,7 @@ def tokenizer_of(directory: Path) -> Any:
     return tokenizer
 
 
-def tokenize(directory: Path, texts: list[str], max_tokens: int, special: bool) -> list[list[int]]:
+def tokenize(directory: Path, texts: list[str], max_tokens: int, special: bool = True) -> list[list[int]]:
     """Token ids of each text, cut to `max_tokens`; with `special`, those that begin and end a text included.
 
     Raises:
