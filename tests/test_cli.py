@@ -180,7 +180,7 @@ def test_a_process_that_is_refused_exits_with_code_2(words: list[str], tmp_path:
         ("seed=", "got nothing"),
         ("seed=99999999999999999999", "got 99999999999999999999"),
         ("objective=val/acu", "objective must be a metric of the run, got val/acu; did you mean val/auc"),
-        ("objective=null", "got null; choose one of test/auc"),
+        ("objective=null", "objective must be a metric of the run, got null; choose one of"),
         ("ckpt=README.md", "ckpt must be a checkpoint file, got README.md, which does not exist"),
         ("ckpt=", "ckpt must be a checkpoint file, got nothing"),
         ("cache_dir=/proc/y", "data.cache_dir must be a directory that can be written, got /proc/y"),
@@ -209,7 +209,7 @@ def test_a_process_that_is_refused_exits_with_code_2(words: list[str], tmp_path:
         ("model=bert_frozen model.pretrained=no/such", "or a hub name that can be reached, got no/such"),
         (
             "model=bert_frozen model.pretrained=null",
-            "model.pretrained must be bundled, a directory or a hub name",
+            "model.pretrained must be bundled, smollm2, a directory or a hub name",
         ),
         ("model=bert_lora model.tuning=lora", "model.tuning must be a function of halflife.encoders.tuning"),
         ("decay.half_life_days=abc", "decay.half_life_days must be a number above 0 (days), got abc"),
