@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,14 @@ def wandb_records() -> Callable[[Path], list[Any]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     def read(path: Path) -> list[Any]:
-        content = path.read_bytes()
+        for _ in range(100):  # W&B's own process may still be writing when the run is finished here
+            found = records(path.read_bytes())
+            if found and found[-1].WhichOneof("record_type") == "exit":
+                break
+            time.sleep(0.2)
+        return found
+
+    def records(content: bytes) -> list[Any]:
         assert content[:4] == b":W&B"
         found, whole, at = [], b"", 7
         while at + 7 <= len(content):
@@ -166,12 +174,13 @@ def wandb_records() -> Callable[[Path], list[Any]]:
                 at += left
                 continue
             length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+            if at + 7 + length > len(content):  # not written to its end yet
+                break
             whole += content[at + 7 : at + 7 + length]
             at += 7 + length
             if kind in (1, 4):
                 found.append(Record.FromString(whole))
                 whole = b""
-        assert whole == b""
         return found
 
     return read
