@@ -80,11 +80,10 @@ def put(module: Recommender, fit: Fit) -> None:
 def fit_likelihood(likelihood: Likelihood) -> Fit:
     """The lowest minimum, and what the likelihood looks like around it."""
     point = likelihood.best()
-    gradient, bend = likelihood.exact(point.theta)
     flat = likelihood.without_decay(point.theta)
     if flat is not None and flat.value < point.value:  # a minimum above that of no decay is none
         point = min(likelihood.minimise(flat.theta), flat, key=lambda p: p.value)
-        gradient, bend = likelihood.exact(point.theta)
+    gradient, bend = likelihood.exact(point.theta)
     gain = None if flat is None else flat.value - point.value
     return Fit(likelihood, point, gradient.double(), bend.double(), gain)
 
