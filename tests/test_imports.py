@@ -33,6 +33,9 @@ ORDER = [
     "summary",
     "multirun",
     "cli",
+    "card",
+    "card_page",
+    "build",
     "profile",
     "recovery",
 ]
