@@ -15,14 +15,14 @@ import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from halflife import arrays, negatives, pretrained, tables
+from halflife import arrays, impressions, negatives, pretrained, spill, tables
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.tables import Tables
 
 Array = NDArray[Any]
 
-CODE = [Path(inspect.getfile(m)) for m in (tables, negatives, arrays)] + [Path(__file__)]
+CODE = [Path(inspect.getfile(m)) for m in (tables, negatives, spill, impressions, arrays)] + [Path(__file__)]
 
 
 @dataclass(frozen=True)
