@@ -43,6 +43,7 @@ def table(found: dict[str, Any]) -> Any:
     if "text" in found:
         out.add_row("tokens of a text, median", f"{found['text']['median']:g}")
     out.add_section()
+    out.add_row("split", escape(found["split_rule"]["name"]))
     for split, s in splits.items():
         out.add_row(f"{split}: impressions", f"{s['impressions']:,}")
         out.add_row(f"{split}: from (UTC)", date(s["first_s"]))

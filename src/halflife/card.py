@@ -97,6 +97,7 @@ def describe(data: DataModule, pretrained: str | None, max_tokens: int) -> dict[
     found["events"], first_seen = _events(store)
     found["history_ages"] = _history_ages(data)
     found["split"] = _splits(data, first_seen)
+    found["split_rule"] = {"name": data.split.name, "leaks": data.split.leaks}
     found["timeline"] = _timeline(store, found["split"])
     if pretrained is not None:
         found["text"] = _texts(store, pretrained, max_tokens)
@@ -266,6 +267,8 @@ def _texts(store: Store, pretrained: str, max_tokens: int) -> dict[str, Any]:
 def _warnings(found: dict[str, Any]) -> list[str]:
     """What a reader of results on this log has to know, in one sentence each."""
     out, events = [], found["events"]
+    if found["split_rule"]["leaks"]:
+        out.append(f"{found['split_rule']['name'].capitalize()} on the global timeline.")
     if not found["holds"]["has_click_times"]:
         out.append(
             "This log has no click times: histories have an order, and a half-life is counted in clicks, "

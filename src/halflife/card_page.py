@@ -72,6 +72,7 @@ def page(found: dict[str, Any]) -> str:
             _tiles(found),
             "<h2>Time and splits</h2>",
             _timeline(found),
+            f"<p>Split: {_safe(found['split_rule']['name'])}.</p>",
             _splits(found["split"]),
             "<h2>Users and events</h2>",
             _pictures(found),
@@ -242,7 +243,8 @@ def _timeline(found: dict[str, Any]) -> str:
     out = []
     for title, counts, kind in drawn:
         cuts = ""
-        for split, end, aside in (("val", "end", -4), ("test", "start", 4)):
+        marked = () if found["split_rule"]["leaks"] else (("val", "end", -4), ("test", "start", 4))
+        for split, end, aside in marked:
             x = LEFT + (line["starts_s"][split] - first) / whole * (WIDTH - 2 * LEFT)
             if x > WIDTH - 30:  # no room for the word behind the line
                 end, aside = "end", -4
@@ -251,7 +253,8 @@ def _timeline(found: dict[str, Any]) -> str:
             cuts += f'<text x="{x + aside:.1f}" y="{height}" text-anchor="{end}">{split}</text>'
         picture = _svg([_bars(counts, kind), cuts, _words(marks)], f"{title} over time")
         step = span(line["step_s"] / 86_400)
-        out.append(_figure(picture, f"<b>{title}</b>, a bar each {step}; dashed: where val and test begin."))
+        dashed = "; dashed: where val and test begin" if marked else ""
+        out.append(_figure(picture, f"<b>{title}</b>, a bar each {step}{dashed}."))
     return f'<div class="grid wide">{"".join(out)}</div>'
 
 

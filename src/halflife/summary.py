@@ -57,6 +57,10 @@ def finish(
     found |= {f"params/{k}": v for k, v in module.trainable().items()}
     found |= speed.metrics()
     planted = store.about["planted"]
+    split = module.trainer.datamodule.split  # type: ignore[attr-defined]
+    fitted = {**fitted, "split": split.name}
+    if split.leaks:
+        found["data/split_leaks"] = 1
     key = f"half_life_{fitted['unit']}"
     found |= {
         f"decay/{key}": fitted[key],
@@ -64,13 +68,18 @@ def finish(
         f"decay/{key}_high": fitted["high"],
         "decay/planted_half_life_days": planted.get("half_life_days") if planted else None,
         "data/fingerprint": store.about["fingerprint"],
+        "data/split": split.name,
         "data/test_impressions": len(rows),
         "memory/peak_mib": peak_mib(),
     }
     found = {k: v for k, v in found.items() if v is not None and not k.startswith("train/")}
-    frame.drop("popularity", "probability", strict=False).write_parquet(run_dir / "predictions.parquet")
+    frame.drop("popularity", "probability", strict=False).write_parquet(
+        run_dir / "predictions.parquet", metadata={"split": split.name}
+    )
 
     figure = decay_curve(module, fitted, ages(store, rows, fitted["unit"]), planted)
+    if split.leaks:
+        figure.suptitle(split.name, color="tab:red")
     figure.savefig(run_dir / "decay_curve.png")
     log_figure(module.trainer.logger, "decay/curve", figure)
     write_json(run_dir / "decay.json", fitted)
@@ -251,6 +260,8 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     ):
         if key in found:
             table.add_row(label, f"{found[key]:,.0f}", "", "", "")
+    if "data/split_leaks" in found:
+        table.caption = found["data/split"]
     return table
 
 
