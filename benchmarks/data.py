@@ -8,8 +8,12 @@ made. Each figure comes from a process of its own, since peak memory is a proces
     python benchmarks/data.py --scales 10 --logs DIR
 """
 
+import argparse
+import json
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -188,7 +192,7 @@ def measured(what: str, log: Path, cache: Path, words: list[str]) -> dict[str, f
 def compare(log: Path, scale: float) -> list[dict[str, Any]]:
     """Every row of the table, on one log.
 
-    Rows/s are compared by processor time, which other work on the machine leaves alone; seconds are beside it.
+    Rows/s are compared by processor time, which other work on the machine leaves alone, and by the clock.
     """
     rows: list[dict[str, Any]] = []
 
