@@ -15,6 +15,7 @@ ORDER = [
     "tables",
     "splits",
     "negatives",
+    "pseudonyms",
     "sources",
     "spill",
     "impressions",

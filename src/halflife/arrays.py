@@ -93,6 +93,7 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         "has_click_times": log.has_click_times,
         "has_impressions": log.has_impressions,
         "has_dwell": log.has_dwell,
+        "pseudonymous": log.pseudonymous,
         "planted": truth or None,
         "bayes_auc": _bayes_auc(directory / "candidate_probability.npy"),
         "users": len(users),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from halflife.errors import InputError, choice, listed, shown, text, whole
+from halflife.errors import InputError, choice, flag, listed, shown, text, whole
 from halflife.negatives import Negatives
 from halflife.ranges import ranges, shuffled
 from halflife.splits import split_of
@@ -241,6 +241,7 @@ class DataModule(pl.LightningDataModule):
         batch_size, eval_batch_size: impressions a step and process.
         num_workers: loader processes.
         seed: of the shuffle.
+        pseudonymize: replace user ids by hashes, keyed by HALFLIFE_PSEUDONYM_KEY, before anything is written.
 
     Raises:
         InputError: for a setting out of range, a missing file, an empty split.
@@ -261,6 +262,7 @@ class DataModule(pl.LightningDataModule):
         eval_batch_size: int,
         num_workers: int,
         seed: int,
+        pseudonymize: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(source, partial):
@@ -287,6 +289,7 @@ class DataModule(pl.LightningDataModule):
         self.tokens: tuple[Array, Array] | None = None
         """Token ids of the catalogue, set by the run whose encoder reads them in training."""
         self.seed = whole("seed", seed, "integer", at_least=0)
+        self.pseudonymize = flag("data.pseudonymize", pseudonymize)
         self._store: Store | None = None
         self._rows: dict[str, Array] | None = None
         self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
@@ -295,7 +298,9 @@ class DataModule(pl.LightningDataModule):
     def store(self) -> Store:
         """The log's Store, built at first use."""
         if self._store is None:
-            store = open_or_build(self.source, self._paths(), self.negatives, self.cache_dir)
+            store = open_or_build(
+                self.source, self._paths(), self.negatives, self.cache_dir, self.pseudonymize
+            )
             if self.age != "rank" and not store.about["has_click_times"]:
                 raise InputError(
                     "data.age must be rank for a log without click times, got days; add data.age=rank, and "

@@ -87,6 +87,7 @@ def describe(data: DataModule, pretrained: str | None, max_tokens: int) -> dict[
         "counts": {
             k: about[k] for k in ("users", "items", "events", "impressions", "candidates", "positives")
         },
+        "pseudonymous": about["pseudonymous"],
         "kinds": about["kinds"],
         "categories": len(about["categories"]),
         "planted": about["planted"],

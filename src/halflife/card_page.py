@@ -67,7 +67,9 @@ def page(found: dict[str, Any]) -> str:
         [
             f"<h1>Data card: {_safe(name)}</h1>",
             f'<p class="soft">fingerprint <code>{_safe(found["fingerprint"])}</code>, source '
-            f"<code>{_safe(found['source'])}</code>; made by <code>python -m halflife.build</code></p>",
+            f"<code>{_safe(found['source'])}</code>; user ids are "
+            f"{'keyed hashes' if found['pseudonymous'] else 'those of the log'}; made by "
+            "<code>python -m halflife.build</code></p>",
             *(f'<p class="note">{_safe(warning)}</p>' for warning in found["warnings"]),
             _tiles(found),
             "<h2>Time and splits</h2>",

@@ -43,6 +43,7 @@ class Tables:
         truth: what a simulator knows and a log never does: planted parameters, and per impression the true
             probabilities (`impression_id, probabilities`) under `probabilities`.
         dropped: rows left out by the reader, by reason, for the data card.
+        pseudonymous: whether user ids have been replaced by keyed hashes.
     """
 
     items: pl.LazyFrame | pl.DataFrame
@@ -52,6 +53,7 @@ class Tables:
     has_dwell: bool = False
     truth: dict[str, Any] | None = None
     dropped: dict[str, int] = field(default_factory=dict)
+    pseudonymous: bool = False
 
     @property
     def has_impressions(self) -> bool:
