@@ -1,7 +1,12 @@
-"""Tables to arrays: integers in order, histories as ranges, and the proof that none looks ahead."""
+"""Tables to arrays, out of core: integers in order, histories as ranges, and the proof that none looks ahead.
+
+Events are dealt to files by user, each file is sorted in memory and appended; impressions are dealt to files
+by time (impressions.py). Memory holds a few million rows, the ids, and twenty bytes an impression.
+"""
 
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,15 +15,22 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife import negatives, tables
+from halflife import tables
 from halflife.errors import InputError
+from halflife.impressions import Counts, Drawn, Index, Logged, Sweep, refuse_missing_times, write
 from halflife.negatives import Negatives
+from halflife.progress import bar
+from halflife.spill import Buckets, Column
 from halflife.tables import Tables
 
 Array = NDArray[Any]
 
 UNKNOWN = "unknown"  # what a missing category or kind is called
 LATEST_S = 10**11  # the year 5138: a later publication is in milliseconds
+BATCH_ROWS = 500_000  # events that are indexed together
+BUCKET_ROWS = 2_000_000  # events that are sorted together
+MOST_BUCKETS = 1_000  # files; a log with more events has larger buckets
+EVENT = np.dtype([("user", np.int32), ("item", np.int32), ("time", np.int64), ("kind", np.int16)])
 
 
 def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
@@ -33,246 +45,256 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         InputError: for a log that breaks the contract of Tables or is empty.
     """
     started = time.perf_counter()
-    items = tables.check_columns("items", log.items, tables.ITEM_COLUMNS).collect(engine="streaming")
-    items = items.sort("item_id")
-    if items["item_id"].is_duplicated().any():
-        twice = items.filter(items["item_id"].is_duplicated())["item_id"][0]
-        raise InputError(f"items.item_id must be unique, got {twice} twice; keep one row an item")
-    item_index = items.select("item_id").with_row_index("item").lazy()
-
-    events = tables.check_columns("events", log.events, tables.EVENT_COLUMNS).with_row_index("order")
-    n_events = events.select(pl.len()).collect(engine="streaming").item()
-    if n_events == 0:
-        raise InputError("the log must hold at least 1 event, got 0; loosen the filters of the data config")
-    users = events.select("user_id")
-    if log.impressions is not None:
-        impressions = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)
-        users = pl.concat([users, impressions.select("user_id")])
-    user_frame = users.unique().sort("user_id").collect(engine="streaming")
-    user_index = user_frame.with_row_index("user").lazy()
-    kinds = _names(events.select(word="kind"), "events.kind", np.int16)
-    sorted_events = (
-        events.join(item_index, on="item_id")
-        .join(user_index, on="user_id")
-        .select("user", "item", "timestamp_s", "order", kind=_code("kind", kinds))
-        .sort("user", "timestamp_s", "order")
-        .collect(engine="streaming")
+    scratch = directory / "scratch"
+    scratch.mkdir()
+    items = _items(log)
+    categories = _words(
+        items["category"].fill_null(UNKNOWN).unique().sort().to_list(), "items.category", np.int32
     )
-    dropped = dict(log.dropped)
-    if len(sorted_events) < n_events:
-        dropped["events of items that are not in the catalogue"] = n_events - len(sorted_events)
-    if len(sorted_events) == 0:
+    events = tables.check_columns("events", log.events, tables.EVENT_COLUMNS)
+    users = _users(log, events)
+    n_events = int(users["events"].sum())
+    if log.impressions is None and settings is None:
+        raise InputError(
+            "data.negatives must be set for a log without impressions, got null; keep the yaml's block"
+        )
+    index = Index(items["item_id"], users["user_id"])
+    logged = None if log.impressions is None else Logged(log, index, scratch)
+    sweep = None if logged is None else Sweep(logged.edges, logged.first_s, len(items), scratch)
+    dealt, kinds, per_user = _deal(events, index, users["events"].to_numpy(), sweep, scratch)
+    dropped, kept = dict(log.dropped), int(per_user.sum())
+    if kept < n_events:
+        dropped["events of items that are not in the catalogue"] = n_events - kept
+    if kept == 0:
         raise InputError(
             f"events.item_id must be items of the catalogue, got none that is among {n_events} events; "
             "give events and items the same ids"
         )
-    _refuse_missing_times("events", sorted_events)
-    user = sorted_events["user"].cast(pl.Int32).to_numpy()
-    item = sorted_events["item"].cast(pl.Int32).to_numpy()
-    moment = sorted_events["timestamp_s"].to_numpy()
-    if log.has_click_times:
-        tables.check_times("events", int(moment.min()), int(moment.max()))
-    categories = _names(items.lazy().select(word="category"), "items.category", np.int32)
-    arrays: dict[str, Array] = {
-        "event_item": item,
-        "event_time": moment,
-        "event_kind": sorted_events["kind"].to_numpy().astype(np.int16),
-        "user_start": np.searchsorted(user, np.arange(len(user_frame) + 1)).astype(np.int64),
-        "item_category": items.select(_code("category", categories)).to_series().to_numpy().astype(np.int32),
-    }
-    del sorted_events
-
-    if log.impressions is not None:
-        ids = _logged_impressions(impressions, item_index, user_index, log.truth, arrays)
+    first_event = _write_events(dealt, per_user, kinds, len(items), directory)
+    if logged is not None and sweep is not None:
+        counts = write(logged, logged.deal(), sweep, directory)
     elif settings is not None:
-        ids = _sampled_impressions(settings, user, item, moment, len(items), arrays, dropped)
+        drawn = Drawn(settings, directory, len(items))
+        if drawn.given_up:
+            dropped["negatives that could not be drawn"] = drawn.given_up
+        counts = write(drawn, drawn.candidates, drawn.sweep(len(items), directory), directory)
     else:
-        raise InputError(
-            "data.negatives must be set for a log without impressions, got null; keep the yaml's block"
-        )
-    _histories(user, item, moment, len(items), arrays)
-    arrays["item_born"] = _born(items["published_s"], log.has_click_times, log.has_impressions, arrays)
-    checked = _prove_no_leak(arrays)
-
+        raise AssertionError("a log has impressions, or settings to draw them")
+    _write_histories(directory, len(users))
+    np.save(directory / "item_born.npy", _born(items["published_s"], log, first_event, counts))
+    code = items.select(pl.col("category").fill_null(UNKNOWN).cast(pl.Enum(categories)).to_physical())
+    np.save(directory / "item_category.npy", code.to_series().to_numpy().astype(np.int32))
     items.write_parquet(directory / "items.parquet")
-    user_frame.write_parquet(directory / "users.parquet")
-    pl.DataFrame({"impression_id": ids}).write_parquet(directory / "impressions.parquet")
-    content = hashlib.sha256(items.write_csv().encode() + json.dumps(kinds).encode())
-    for name, array in sorted(arrays.items()):
-        np.save(directory / f"{name}.npy", array)
-        content.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    users.select("user_id").write_parquet(directory / "users.parquet")
+    shutil.rmtree(scratch)
     truth = {k: v for k, v in (log.truth or {}).items() if k != "probabilities"}
     about = {
-        "fingerprint": content.hexdigest()[:16],
+        "fingerprint": _fingerprint(items, sorted(kinds), directory),
         "has_click_times": log.has_click_times,
         "has_impressions": log.has_impressions,
         "has_dwell": log.has_dwell,
         "note": log.note,
+        "pseudonymous": log.pseudonymous,
         "planted": truth or None,
-        "bayes_auc": _bayes_auc(arrays),
-        "users": len(user_frame),
+        "bayes_auc": _bayes_auc(directory / "candidate_probability.npy"),
+        "users": len(users),
         "items": len(items),
-        "events": len(item),
-        "kinds": kinds,
+        "events": kept,
+        "kinds": sorted(kinds),
         "categories": categories,
-        "impressions": len(ids),
-        "candidates": len(arrays["candidate_item"]),
-        "positives": int(arrays["candidate_label"].sum()),
+        "impressions": counts.impressions,
+        "candidates": counts.candidates,
+        "positives": counts.positives,
         "dropped": dropped,
-        "leakage": {"histories_checked": checked, "future_events_found": 0},
+        "leakage": {"histories_checked": counts.impressions, "future_events_found": 0},
         "build_s": round(time.perf_counter() - started, 3),
     }
     (directory / "store.json").write_text(json.dumps(about, indent=2))
 
 
-def _names(words: pl.LazyFrame, name: str, dtype: type[np.integer[Any]]) -> list[str]:
-    """The distinct words of the column `word`, sorted: a word's code is its place. Null is `unknown`."""
-    distinct = words.select(pl.col("word").fill_null(UNKNOWN)).unique().collect(engine="streaming")
-    most = np.iinfo(dtype).max
-    if len(distinct) > most:
-        raise InputError(
-            f"{name} must hold at most {most} different words (count), got {len(distinct)}; give fewer"
-        )
-    return sorted(distinct["word"].to_list())
-
-
-def _code(column: str, names: list[str]) -> pl.Expr:
-    """The place of each word of a column among the names."""
-    return pl.col(column).fill_null(UNKNOWN).cast(pl.Enum(names)).to_physical()
-
-
-def _born(
-    published_s: pl.Series, has_click_times: bool, has_impressions: bool, arrays: dict[str, Array]
-) -> Array:
-    """When each item appeared, in seconds: its publication, or where the log does not say, when it is first
-    seen: at its first event, or in the first logged impression that shows it. Times of events that are only
-    an order do not count. An item that is never seen was born with the log's last impression.
-    """
-    when = arrays["impression_time"]
-    never = np.iinfo(np.int64).max
-    seen = np.full(len(published_s), never)
-    if has_click_times:
-        np.minimum.at(seen, arrays["event_item"], arrays["event_time"])
-    if has_impressions:  # a negative that was drawn shows nothing of when its item appeared
-        np.minimum.at(seen, arrays["candidate_item"], np.repeat(when, np.diff(arrays["candidate_start"])))
-    latest = published_s.max()
+def _items(log: Tables) -> pl.DataFrame:
+    """The catalogue by id, each id once."""
+    items = tables.check_columns("items", log.items, tables.ITEM_COLUMNS).collect(engine="streaming")
+    items = items.sort("item_id")
+    if items["item_id"].is_duplicated().any():
+        twice = items.filter(items["item_id"].is_duplicated())["item_id"][0]
+        raise InputError(f"items.item_id must be unique, got {twice} twice; keep one row an item")
+    latest = items["published_s"].max()
     if isinstance(latest, int) and latest > LATEST_S:
         raise InputError(
             f"items.published_s must be Unix time (seconds), got {latest}; divide the column by 1000"
         )
-    seen[seen == never] = when[-1]
+    return items
+
+
+def _users(log: Tables, events: pl.LazyFrame) -> pl.DataFrame:
+    """Every user by id, with how many events they have: the one pass that also checks the times."""
+    users = (
+        events.group_by("user_id")
+        .agg(
+            events=pl.len(),
+            missing=pl.col("timestamp_s").null_count(),
+            first_s=pl.col("timestamp_s").min(),
+            last_s=pl.col("timestamp_s").max(),
+        )
+        .collect(engine="streaming")
+    )
+    if len(users) == 0:
+        raise InputError("the log must hold at least 1 event, got 0; loosen the filters of the data config")
+    refuse_missing_times("events", int(users["missing"].sum()))
+    if log.has_click_times:
+        first_s, last_s = users.select(pl.col("first_s").min(), pl.col("last_s").max()).row(0)
+        tables.check_times("events", first_s, last_s)
+    users = users.select("user_id", pl.col("events").cast(pl.Int64))
+    if log.impressions is not None:
+        shown = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)
+        others = shown.select("user_id").unique().join(users.lazy(), on="user_id", how="anti")
+        more = others.with_columns(events=pl.lit(0, dtype=pl.Int64)).collect(engine="streaming")
+        users = pl.concat([users, more])
+    return users.sort("user_id")
+
+
+def _deal(
+    events: pl.LazyFrame, index: Index, per_user: Array, sweep: Sweep | None, scratch: Path
+) -> tuple[Buckets, list[str], Array]:
+    """Put every event of a known item with those of users beside its own.
+
+    Returns:
+        The events by stretch of users, the kinds in the order they came, and each user's events.
+    """
+    edges = _stretches(per_user)
+    dealt = Buckets(scratch / "events", EVENT, len(edges) - 1)
+    stretch = np.repeat(np.arange(len(edges) - 1), np.diff(edges)).astype(np.uint16)
+    indexed = events.select(
+        "timestamp_s",
+        pl.col("kind").fill_null(UNKNOWN),
+        user=index.user("user_id"),
+        item=index.item("item_id"),
+    )
+    kinds: list[str] = []
+    kept = np.zeros(len(per_user), np.int64)
+    # in the log's own order, which settles ties within a second
+    for batch in indexed.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"):
+        known = batch.filter(pl.col("item").is_not_null())
+        kinds = _words(kinds + sorted(set(batch["kind"].unique()) - set(kinds)), "events.kind", np.int16)
+        rows = np.empty(len(known), EVENT)
+        rows["user"], rows["item"] = known["user"].to_numpy(), known["item"].to_numpy()
+        rows["time"] = known["timestamp_s"].to_numpy()
+        rows["kind"] = known["kind"].cast(pl.Enum(kinds)).to_physical().to_numpy()
+        dealt.add(stretch[rows["user"]], rows)
+        kept += np.bincount(rows["user"], minlength=len(kept))
+        if sweep is not None:
+            sweep.add(rows["time"], rows["item"])
+    return dealt, kinds, kept
+
+
+def _stretches(per_user: Array) -> Array:
+    """Where to cut the users, so that each stretch has about `BUCKET_ROWS` events; users are never split."""
+    total = np.cumsum(per_user)
+    count = int(np.clip(-(-total[-1] // BUCKET_ROWS), 1, MOST_BUCKETS))
+    inner = np.searchsorted(total, total[-1] * np.arange(1, count) / count, side="right")
+    return np.unique(np.r_[0, inner, len(per_user)])
+
+
+def _write_events(dealt: Buckets, per_user: Array, kinds: list[str], n_items: int, directory: Path) -> Array:
+    """Sort the events of each stretch by user and time, and append them.
+
+    Returns:
+        The first event of every item in seconds, the largest int64 where it has none.
+    """
+    np.save(directory / "user_start.npy", np.r_[0, np.cumsum(per_user)].astype(np.int64))
+    code = np.argsort(np.argsort(kinds)).astype(np.int16)  # from the order they came to that of the alphabet
+    first = np.full(n_items, np.iinfo(np.int64).max)
+    n = int(per_user.sum())
+    with (
+        Column(directory / "event_item.npy", np.int32, n) as item,
+        Column(directory / "event_time.npy", np.int64, n) as moment,
+        Column(directory / "event_kind.npy", np.int16, n) as kind,
+    ):
+        for bucket in bar(range(len(dealt.paths)), "events"):
+            rows = dealt.take(bucket)
+            rows = rows[np.argsort(_keys(rows["user"], rows["time"]), kind="stable")]
+            np.minimum.at(first, rows["item"], rows["time"])
+            item.add(rows["item"])
+            moment.add(rows["time"])
+            kind.add(code[rows["kind"]])
+    return first
+
+
+def _write_histories(directory: Path, n_users: int) -> None:
+    """Write the end of every history, strictly before its impression, and prove it on what is on disk."""
+    start = np.load(directory / "user_start.npy")
+    who, when = np.load(directory / "impression_user.npy"), np.load(directory / "impression_time.npy")
+    moment = np.load(directory / "event_time.npy", mmap_mode="r")
+    by_user = np.argsort(who, kind="stable")
+    edges = _stretches(np.diff(start))
+    ends = np.searchsorted(who, edges, sorter=by_user)
+    found = np.empty(len(who), np.int64)
+    for at in bar(range(len(edges) - 1), "histories"):
+        low, high = edges[at], edges[at + 1]
+        rows = by_user[ends[at] : ends[at + 1]]
+        user, now = who[rows] - low, when[rows]
+        own = start[low : high + 1] - start[low]
+        # read, not mapped: pages of a mapped file would count as this process's memory
+        past = np.fromfile(
+            directory / "event_time.npy", np.int64, own[-1], offset=moment.offset + 8 * start[low]
+        )
+        owner = np.repeat(np.arange(high - low, dtype=np.int32), np.diff(own))
+        keys = _keys(np.r_[owner, user], np.r_[past, now])
+        end = np.searchsorted(keys[: len(past)], keys[len(past) :])
+        _prove_no_leak(
+            {
+                "history_end": end,
+                "impression_user": user,
+                "impression_time": now,
+                "user_start": own,
+                "event_time": past if len(past) else np.zeros(1, np.int64),
+            }
+        )
+        found[rows] = start[low] + end
+    np.save(directory / "history_end.npy", found)
+
+
+def _keys(group: Array, moment: Array) -> Array:
+    """(group, time) as one sortable int64."""
+    if len(moment) == 0:
+        return np.zeros(0, np.int64)
+    first = moment.min()
+    return np.asarray(group.astype(np.int64) * (moment.max() - first + 1) + (moment - first))
+
+
+def _words(words: list[str], name: str, dtype: type[np.integer[Any]]) -> list[str]:
+    """The words, when there are no more than codes of this type."""
+    most = np.iinfo(dtype).max
+    if len(words) > most:
+        raise InputError(
+            f"{name} must hold at most {most} different words (count), got {len(words)}; give fewer"
+        )
+    return words
+
+
+def _born(published_s: pl.Series, log: Tables, first_event: Array, counts: Counts) -> Array:
+    """When each item appeared, in seconds: its publication, or where the log does not say, when it is first
+    seen: at its first event, or in the first logged impression that shows it. Times of events that are only
+    an order do not count. An item that is never seen was born with the log's last impression.
+    """
+    never = np.iinfo(np.int64).max
+    seen = first_event if log.has_click_times else np.full(len(first_event), never)
+    if log.has_impressions:  # a negative that was drawn shows nothing of when its item appeared
+        seen = np.minimum(seen, counts.first_shown)
+    seen = np.where(seen == never, counts.last_s, seen)
     return np.where(published_s.is_null().to_numpy(), seen, published_s.fill_null(0).to_numpy())
 
 
-def _refuse_missing_times(name: str, frame: pl.DataFrame) -> None:
-    """Raise the InputError when a moment is null."""
-    missing = frame["timestamp_s"].null_count()
-    if missing:
-        raise InputError(
-            f"{name}.timestamp_s must be known for every row, got {missing} without; remove the rows"
-        )
-
-
-def _logged_impressions(
-    impressions: pl.LazyFrame,
-    item_index: pl.LazyFrame,
-    user_index: pl.LazyFrame,
-    truth: dict[str, Any] | None,
-    arrays: dict[str, Array],
-) -> pl.Series:
-    """Candidates and labels as the log has them; adds their arrays, returns the impression ids."""
-    if truth and "probabilities" in truth:
-        impressions = impressions.join(truth["probabilities"].lazy(), on="impression_id", how="left")
-    frame = (
-        impressions.join(user_index, on="user_id")
-        .sort("timestamp_s", "impression_id")
-        .collect(engine="streaming")
-    )
-    if len(frame) == 0:
-        raise InputError("the log must hold at least 1 impression, got 0; check the files of data.root")
-    _refuse_missing_times("impressions", frame)
-    moment = frame["timestamp_s"].to_numpy()
-    tables.check_times("impressions", int(moment[0]), int(moment[-1]))
-    lengths = frame["candidates"].list.len().fill_null(0)
-    bare = (lengths == 0).arg_true()
-    if len(bare):
-        raise InputError(
-            f"impressions.candidates must hold at least 1 item, got impression "
-            f"{frame['impression_id'][bare[0]]} with none; remove the row"
-        )
-    odd = (lengths != frame["labels"].list.len()).arg_true()
-    if len(odd):
-        raise InputError(
-            f"impressions.labels must hold one label a candidate, got impression "
-            f"{frame['impression_id'][odd[0]]} with another number; correct the row"
-        )
-    candidates = frame.select(item_id="candidates").explode("item_id", empty_as_null=False).lazy()
-    indexed = candidates.join(item_index, on="item_id", how="left", maintain_order="left").collect()
-    unknown = indexed["item"].is_null().arg_true()
-    if len(unknown):
-        raise InputError(
-            f"impressions.candidates must be items of the catalogue, got {indexed['item_id'][unknown[0]]}; "
-            "add the item or drop the candidate"
-        )
-    label = frame["labels"].explode(empty_as_null=False).to_numpy()
-    if not np.isin(label, (0, 1)).all():
-        raise InputError("impressions.labels must be 0 or 1, got another value; map it in the source")
-    arrays["impression_user"] = frame["user"].cast(pl.Int32).to_numpy()
-    arrays["impression_time"] = moment
-    arrays["candidate_start"] = np.r_[0, np.cumsum(lengths.to_numpy().astype(np.int64))]
-    arrays["candidate_item"] = indexed["item"].cast(pl.Int32).to_numpy()
-    arrays["candidate_label"] = label.astype(np.int8)
-    if "probabilities" in frame.columns:
-        arrays["candidate_probability"] = frame["probabilities"].explode(empty_as_null=False).to_numpy()
-    return frame["impression_id"]
-
-
-def _sampled_impressions(
-    settings: Negatives,
-    user: Array,
-    item: Array,
-    moment: Array,
-    n_items: int,
-    arrays: dict[str, Array],
-    dropped: dict[str, int],
-) -> pl.Series:
-    """One impression a basket, with negatives; adds their arrays, returns the impression ids."""
-    owner, when, offsets, candidates, label, given_up = negatives.sample(
-        settings, user, item, moment, n_items
-    )
-    order = np.argsort(when, kind="stable")
-    lengths = np.diff(offsets)[order]
-    start = np.r_[0, np.cumsum(lengths)]
-    gather = np.repeat(offsets[:-1][order] - start[:-1], lengths) + np.arange(start[-1])
-    arrays["impression_user"] = owner[order].astype(np.int32)
-    arrays["impression_time"] = when[order]
-    arrays["candidate_start"] = start.astype(np.int64)
-    arrays["candidate_item"] = candidates[gather].astype(np.int32)
-    arrays["candidate_label"] = label[gather].astype(np.int8)
-    if given_up:
-        dropped["negatives that could not be drawn"] = given_up
-    return pl.Series("impression_id", [f"S{i}" for i in range(len(order))])
-
-
-def _keys(group: Array, moment: Array, first: int, span: int) -> Array:
-    """(group, time) as one sortable int64."""
-    return np.asarray(group.astype(np.int64) * span + (moment - first))
-
-
-def _histories(user: Array, item: Array, moment: Array, n_items: int, arrays: dict[str, Array]) -> None:
-    """Add the end of every history and the popularity of every candidate, both strictly before it."""
-    when = arrays["impression_time"]
-    first = int(min(moment.min(), when.min()))
-    span = int(max(moment.max(), when.max())) - first + 2
-    wanted = _keys(arrays["impression_user"], when, first, span)
-    arrays["history_end"] = np.searchsorted(_keys(user, moment, first, span), wanted).astype(np.int64)
-
-    by_item = np.sort(_keys(item, moment, first, span))
-    start = np.searchsorted(by_item, np.arange(n_items, dtype=np.int64) * span)
-    shown = arrays["candidate_item"]
-    shown_when = np.repeat(when, np.diff(arrays["candidate_start"]))
-    before = np.searchsorted(by_item, _keys(shown, shown_when, first, span))
-    arrays["candidate_popularity"] = (before - start[shown]).astype(np.int32)
+def _fingerprint(items: pl.DataFrame, kinds: list[str], directory: Path) -> str:
+    """Of everything that the arrays hold."""
+    content = hashlib.sha256(items.write_csv().encode() + json.dumps(kinds).encode())
+    for path in sorted(directory.glob("*.npy")):
+        content.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                content.update(chunk)
+    return content.hexdigest()[:16]
 
 
 def _prove_no_leak(arrays: dict[str, Array]) -> int:
@@ -296,15 +318,16 @@ def _prove_no_leak(arrays: dict[str, Array]) -> int:
     return len(end)
 
 
-def _bayes_auc(arrays: dict[str, Array]) -> float | None:
+def _bayes_auc(path: Path) -> float | None:
     """AUC of the true probability in expectation over clicks: the best that any model can reach on this log.
 
     E[AUC] ≈ Σ_ij p_i (1 − p_j) [p_i > p_j] / Σ_ij p_i (1 − p_j), half credit on ties.
     """
-    if "candidate_probability" not in arrays:
+    if not path.exists():
         return None
-    _, inverse = np.unique(np.round(arrays["candidate_probability"], 12), return_inverse=True)
-    p = np.bincount(inverse, arrays["candidate_probability"])
-    q = np.bincount(inverse, 1 - arrays["candidate_probability"])
+    probability = np.load(path)
+    _, inverse = np.unique(np.round(probability, 12), return_inverse=True)
+    p = np.bincount(inverse, probability)
+    q = np.bincount(inverse, 1 - probability)
     below = np.cumsum(q) - q
     return float((p * (below + q / 2)).sum() / (p.sum() * q.sum()))

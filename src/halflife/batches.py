@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from halflife.errors import InputError, choice, flag, listed, number, shown, text, whole
+from halflife.errors import InputError, choice, flag, listed, shown, text, whole
 from halflife.negatives import Negatives
 from halflife.ranges import ranges, runs, shuffled
 from halflife.sources.download import Remote, fetch
+from halflife.splits import split_of
 from halflife.store import Store, open_or_build
-from halflife.tables import DAY_S, Tables, split_by_time
+from halflife.tables import DAY_S, Tables
 
 Array = NDArray[Any]
 
@@ -281,7 +282,7 @@ class DataModule(pl.LightningDataModule):
         files: globs below `root`; each must match a file.
         cache_dir: where Stores are kept.
         negatives: how to draw negatives; None for a log with impressions.
-        split: the fractions `val` and `test` of the impressions, the newest.
+        split: `val` and `test`, and where it is not as usual `by`, `train`, `window` (see `splits.Split`).
         age: `days`; `rank` for a log whose clicks have an order but no times; `shuffled` for a control in
             which time can mean nothing: days, dealt out anew among the clicks of each history.
         max_history: a longer history keeps its newest clicks, at least 1.
@@ -296,6 +297,7 @@ class DataModule(pl.LightningDataModule):
         download: fetch what is missing below `root` first.
         remote: what to fetch, or in words where to get what nobody may fetch unasked; None where there are no
             files.
+        pseudonymize: replace user ids by hashes, keyed by HALFLIFE_PSEUDONYM_KEY, before anything is written.
 
     Raises:
         InputError: for a setting out of range, a missing file, an empty split.
@@ -308,7 +310,7 @@ class DataModule(pl.LightningDataModule):
         files: list[str],
         cache_dir: str,
         negatives: Negatives | None,
-        split: dict[str, float],
+        split: Mapping[str, Any],
         age: str,
         max_history: int,
         min_history: int,
@@ -320,6 +322,7 @@ class DataModule(pl.LightningDataModule):
         batch_tokens: int | None = None,
         download: bool = False,
         remote: list[Remote] | str | None = None,
+        pseudonymize: bool = False,
     ) -> None:
         super().__init__()
         self.batch_tokens = (
@@ -338,14 +341,7 @@ class DataModule(pl.LightningDataModule):
             )
         self.cache_dir = Path(text("data.cache_dir", cache_dir, "a directory")).expanduser()
         self.age = choice("data.age", age, ["days", "rank", "shuffled"])
-        if not isinstance(split, Mapping):
-            raise InputError(
-                f"data.split must be two fractions, got {shown(split)}; give data.split.val and "
-                "data.split.test"
-            )
-        self.val_share = number("data.split.val", split["val"], "fraction", above=0, at_most=0.8)
-        self.test_share = number("data.split.test", split["test"], "fraction", above=0, at_most=0.8)
-        number("data.split.val + data.split.test", self.val_share + self.test_share, "fraction", at_most=0.95)
+        self.split = split_of(split)
         self.max_history = whole("data.max_history", max_history, "clicks", at_least=1)
         self.min_history = whole("data.min_history", min_history, "clicks", at_least=0)
         self.batch_size = whole("data.batch_size", batch_size, "impressions", at_least=1)
@@ -362,14 +358,18 @@ class DataModule(pl.LightningDataModule):
         self.download, self.remote = flag("data.download", download), remote
         if self.download and isinstance(remote, str):
             raise InputError(f"data.download must be false for this log, got true; {remote}")
+        self.pseudonymize = flag("data.pseudonymize", pseudonymize)
         self._store: Store | None = None
+        self._rows: dict[str, Array] | None = None
         self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
 
     @property
     def store(self) -> Store:
         """The log's Store, built at first use."""
         if self._store is None:
-            store = open_or_build(self.source, self._paths(), self.negatives, self.cache_dir)
+            store = open_or_build(
+                self.source, self._paths(), self.negatives, self.cache_dir, self.pseudonymize
+            )
             if self.age != "rank" and not store.about["has_click_times"]:
                 raise InputError(
                     "data.age must be rank for a log without click times, got days; add data.age=rank, and "
@@ -405,17 +405,16 @@ class DataModule(pl.LightningDataModule):
 
     def rows(self, split: str) -> Array:
         """Rows of the Store in a split, those with at least `min_history` past clicks."""
-        val, test = split_by_time(self.store.impression_time, self.val_share, self.test_share)
-        low, high = {"train": (0, val), "val": (val, test), "test": (test, len(self.store.impression_time))}[
-            split
-        ]
-        rows = np.arange(low, high)
+        if self._rows is None:
+            self._rows = self.split.rows(self.store.impression_time, self.store.impression_user)
+        rows = self._rows[split]
+        n = len(rows)
         length = self.store.history_end[rows] - self.store.user_start[self.store.impression_user[rows]]
         rows = rows[length >= self.min_history]
         if len(rows) == 0:
             raise InputError(
                 f"data.split must leave {split} at least 1 impression with {self.min_history} past clicks, "
-                f"got 0 of {high - low}; lower data.min_history or give a larger fraction"
+                f"got 0 of {n}; lower data.min_history or give a larger fraction"
             )
         return rows
 

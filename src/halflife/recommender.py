@@ -386,7 +386,7 @@ def identity(module: Recommender, data: DataModule) -> dict[str, str]:
     composition = getattr(module.interest, "composition", None)
     return {
         "data": f"the log with fingerprint {data.store.about['fingerprint']}",
-        "data.split": f"val {data.val_share:g}, test {data.test_share:g}",
+        "data.split": data.split.name,
         "data.age": data.age,
         "data.max_history": str(data.max_history),
         "data.min_history": str(data.min_history),

@@ -15,14 +15,16 @@ import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from halflife import arrays, negatives, pretrained, tables
+from halflife import arrays, impressions, negatives, pretrained, pseudonyms, spill, tables
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.tables import Tables
 
 Array = NDArray[Any]
 
-CODE = [Path(inspect.getfile(m)) for m in (tables, negatives, arrays)] + [Path(__file__)]
+CODE = [Path(inspect.getfile(m)) for m in (tables, negatives, spill, impressions, arrays, pseudonyms)] + [
+    Path(__file__)
+]
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,11 @@ def _elsewhere(error: OSError, directory: Path) -> bool:
 
 
 def open_or_build(
-    source: "partial[Tables]", files: list[Path], settings: Negatives | None, cache_dir: Path
+    source: "partial[Tables]",
+    files: list[Path],
+    settings: Negatives | None,
+    cache_dir: Path,
+    pseudonymous: bool = False,
 ) -> Store:
     """The Store of these files under these settings, built when there is none yet.
 
@@ -179,16 +185,30 @@ def open_or_build(
         files: the log's files, in order.
         settings: how to draw negatives, for logs without impressions.
         cache_dir: where Stores live.
+        pseudonymous: replace user ids by hashes, keyed from the environment.
     """
+    secret = pseudonyms.key_of_environment() if pseudonymous else None
     reader = [source.func.__module__, source.func.__qualname__, *source.args]
     readers = sorted(Path(inspect.getfile(source.func)).parent.glob("*.py"))
     stats = [(f.name, f.parent.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     code = hashlib.sha256(b"".join(p.read_bytes() for p in [*readers, *CODE]))
     settings_json = json.dumps(
-        [reader, source.keywords, stats, asdict(settings) if settings else None, code.hexdigest()],
+        [
+            reader,
+            source.keywords,
+            stats,
+            asdict(settings) if settings else None,
+            code.hexdigest(),
+            secret and pseudonyms.pseudonym("the key of this Store", secret),
+        ],
         sort_keys=True,
         default=str,
     )
     place = cache_dir / "stores" / hashlib.sha256(settings_json.encode()).hexdigest()[:16]
-    once(place, lambda temporary: arrays.build(source(files), settings, temporary))
+
+    def write(temporary: Path) -> None:
+        log = source(files)
+        arrays.build(log if secret is None else pseudonyms.pseudonymize(log, secret), settings, temporary)
+
+    once(place, write)
     return Store(place)

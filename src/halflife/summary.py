@@ -59,7 +59,10 @@ def finish(
     found |= {f"params/{k}": v for k, v in module.trainable().items()}
     found |= speed.metrics()
     planted, note = store.about["planted"], store.about["note"]
-    fitted = fitted | ({"note": note} if note else {})
+    split = module.trainer.datamodule.split  # type: ignore[attr-defined]
+    fitted = {**fitted, "split": split.name} | ({"note": note} if note else {})
+    if split.leaks:
+        found["data/split_leaks"] = 1
     key = f"half_life_{fitted['unit']}"
     found |= {
         f"decay/{key}": fitted[key],
@@ -67,15 +70,20 @@ def finish(
         f"decay/{key}_high": fitted["high"],
         "decay/planted_half_life_days": planted.get("half_life_days") if planted else None,
         "data/fingerprint": store.about["fingerprint"],
+        "data/split": split.name,
         "data/test_impressions": len(rows),
         "data/note": note,
         "memory/peak_mib": peak_mib(),
     }
     found = {k: v for k, v in found.items() if v is not None and not k.startswith("train/")}
-    frame.drop("popularity", "probability", strict=False).write_parquet(run_dir / "predictions.parquet")
+    frame.drop("popularity", "probability", strict=False).write_parquet(
+        run_dir / "predictions.parquet", metadata={"split": split.name}
+    )
 
     drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"]))
     figure = decay_curve(drawn, fitted, planted)
+    if split.leaks:
+        figure.suptitle(split.name, color="tab:red")
     if note:
         figure.text(0.01, 0.005, note, fontsize=6)
     figure.savefig(run_dir / "decay_curve.png")
@@ -292,6 +300,8 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     ):
         if key in found:
             table.add_row(label, f"{found[key]:,.0f}", "", "", "")
+    if "data/split_leaks" in found:
+        table.caption = found["data/split"]
     return table
 
 

@@ -44,6 +44,7 @@ class Tables:
             probabilities (`impression_id, probabilities`) under `probabilities`.
         dropped: rows left out by the reader, by reason, for the data card.
         note: what every output of a run says of this log, such as that its times are reconstructed.
+        pseudonymous: whether user ids have been replaced by keyed hashes.
     """
 
     items: pl.LazyFrame | pl.DataFrame
@@ -54,6 +55,7 @@ class Tables:
     truth: dict[str, Any] | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     note: str | None = None
+    pseudonymous: bool = False
 
     @property
     def has_impressions(self) -> bool:

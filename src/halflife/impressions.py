@@ -1,0 +1,332 @@
+"""Impressions to arrays: logged or drawn, in the order of time, with the popularity of every candidate."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from halflife import negatives, tables
+from halflife.errors import InputError
+from halflife.negatives import Negatives
+from halflife.progress import bar
+from halflife.spill import Buckets, Column
+from halflife.tables import Tables
+
+Array = NDArray[Any]
+
+PART_ROWS = 100_000  # impressions that are sorted together
+WINDOW = 50_000  # events that are counted together: their index stays in the processor's cache
+SEEN = np.dtype([("time", np.int64), ("item", np.int32)])
+
+
+class Index:
+    """Ids and their places.
+
+    Args:
+        item_id, user_id: sorted, each once.
+    """
+
+    def __init__(self, item_id: pl.Series, user_id: pl.Series) -> None:
+        self.item_id, self.items, self.users = item_id, pl.Enum(item_id), pl.Enum(user_id)
+
+    def item(self, column: str) -> pl.Expr:
+        """The item's place, null where it is unknown."""
+        return pl.col(column).cast(self.items, strict=False).to_physical()
+
+    def user(self, column: str) -> pl.Expr:
+        """The user's place."""
+        return pl.col(column).cast(self.users).to_physical()
+
+
+class Part(NamedTuple):
+    """Impressions of one stretch of time, in its order; candidates and labels on end."""
+
+    ids: pl.Series
+    user: Array
+    time: Array
+    length: Array
+    item: Array
+    label: Array
+    probability: Array | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was written, and when items were first shown (the largest int64 where they never were)."""
+
+    impressions: int
+    candidates: int
+    positives: int
+    first_shown: Array
+    last_s: int
+
+
+class Sweep:
+    """Events in the order of time, counted by item as time goes on.
+
+    Args:
+        edges: ascending moments (seconds) that cut time into stretches.
+        first_s: events before it are counted at once, since no impression lies among them.
+        n_items: size of the catalogue.
+        scratch: for the events of each stretch.
+    """
+
+    def __init__(self, edges: Array, first_s: int, n_items: int, scratch: Path) -> None:
+        self.edges, self.first_s = edges, first_s
+        self.count = np.zeros(n_items, np.int64)
+        self.dealt = Buckets(scratch / "sweep", SEEN, len(edges) + 1)
+
+    def add(self, time: Array, item: Array) -> None:
+        """Take events in, in any order."""
+        early = time < self.first_s
+        self.count += np.bincount(item[early], minlength=len(self.count))
+        rows = np.empty(int((~early).sum()), SEEN)
+        rows["time"], rows["item"] = time[~early], item[~early]
+        self.dealt.add(np.searchsorted(self.edges, rows["time"], side="right"), rows)
+
+    def stretch(self, at: int) -> tuple[Array, Array]:
+        """Time and item of the events of a stretch, in the order of time."""
+        rows = self.dealt.take(at)
+        order = np.argsort(rows["time"], kind="stable")
+        return rows["time"][order], rows["item"][order]
+
+
+class Logged:
+    """Impressions as the log has them.
+
+    Args:
+        log: with impressions.
+        index: of its ids.
+        scratch: for the impressions of each stretch of time.
+
+    Raises:
+        InputError: where there are none, or their times will not do.
+    """
+
+    def __init__(self, log: Tables, index: Index, scratch: Path) -> None:
+        frame = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)  # type: ignore[arg-type]
+        time = frame.select("timestamp_s").collect(engine="streaming").to_series()
+        if len(time) == 0:
+            raise InputError("the log must hold at least 1 impression, got 0; check the files of data.root")
+        refuse_missing_times("impressions", time.null_count())
+        sorted_time = np.sort(time.to_numpy())
+        self.count, self.first_s = len(sorted_time), int(sorted_time[0])
+        tables.check_times("impressions", self.first_s, int(sorted_time[-1]))
+        self.edges = np.unique(sorted_time[PART_ROWS::PART_ROWS])
+        self.edges = self.edges[self.edges > self.first_s]
+        columns = ["labels"]
+        if log.truth and "probabilities" in log.truth:
+            frame = frame.join(log.truth["probabilities"].lazy(), on="impression_id", how="left")
+            columns.append("probabilities")
+        self.has_truth, self.frame = "probabilities" in columns, frame
+        self.lazy = frame.select(
+            "impression_id",
+            "timestamp_s",
+            *columns,
+            user=index.user("user_id"),
+            items=pl.col("candidates").list.eval(pl.element().cast(index.items, strict=False).to_physical()),
+        )
+        self.index, self.scratch = index, scratch / "shown"
+        self.candidates: int | None = None
+
+    def deal(self) -> int:
+        """Check every impression and put it with those of its stretch of time; returns all candidates."""
+        self.scratch.mkdir()
+        candidates = 0
+        batches = self.lazy.collect_batches(chunk_size=PART_ROWS, engine="streaming")
+        for at, batch in enumerate(batches):
+            candidates += self._check(batch)
+            stretch = np.searchsorted(self.edges, batch["timestamp_s"].to_numpy(), side="right")
+            for i in np.unique(stretch):
+                part = batch.filter(pl.Series(stretch == i))
+                part.write_ipc(self.scratch / f"{i}-{at}.ipc")
+        return candidates
+
+    def _check(self, batch: pl.DataFrame) -> int:
+        """Refuse what is no impression; returns the batch's candidates."""
+        lengths = batch["items"].list.len().fill_null(0)
+        bare = (lengths == 0).arg_true()
+        if len(bare):
+            raise InputError(
+                f"impressions.candidates must hold at least 1 item, got impression "
+                f"{batch['impression_id'][bare[0]]} with none; remove the row"
+            )
+        odd = (lengths != batch["labels"].list.len()).arg_true()
+        if len(odd):
+            raise InputError(
+                f"impressions.labels must hold one label a candidate, got impression "
+                f"{batch['impression_id'][odd[0]]} with another number; correct the row"
+            )
+        if batch["items"].list.explode(empty_as_null=False).null_count():
+            known = pl.col("candidates").is_in(self.index.item_id.implode())
+            shown = self.frame.select("candidates").explode("candidates")
+            unknown = shown.filter(~known).head(1).collect(engine="streaming")["candidates"][0]
+            raise InputError(
+                f"impressions.candidates must be items of the catalogue, got {unknown}; "
+                "add the item or drop the candidate"
+            )
+        label = batch["labels"].list.explode(empty_as_null=False)
+        if label.null_count() or not label.is_between(0, 1).all():
+            raise InputError("impressions.labels must be 0 or 1, got another value; map it in the source")
+        return int(lengths.sum())
+
+    def parts(self) -> Iterator[Part]:
+        """The stretches of time, one after another."""
+        for i in range(len(self.edges) + 1):
+            files = sorted(self.scratch.glob(f"{i}-*.ipc"))
+            frame = pl.scan_ipc(files).sort("timestamp_s", "impression_id").collect(engine="streaming")
+            probability = frame["probabilities"].explode().to_numpy() if self.has_truth else None
+            yield Part(
+                frame["impression_id"],
+                frame["user"].to_numpy().astype(np.int32),
+                frame["timestamp_s"].to_numpy(),
+                frame["items"].list.len().to_numpy().astype(np.int64),
+                frame["items"].explode().to_numpy().astype(np.int32),
+                frame["labels"].explode().to_numpy().astype(np.int8),
+                probability,
+            )
+
+
+class Drawn:
+    """Impressions made of baskets, with negatives; unlike logged ones they are held in memory.
+
+    Args:
+        settings: how to draw.
+        directory: with the arrays of the events.
+        n_items: size of the catalogue.
+    """
+
+    def __init__(self, settings: Negatives, directory: Path, n_items: int) -> None:
+        item, moment = np.load(directory / "event_item.npy"), np.load(directory / "event_time.npy")
+        user = np.repeat(
+            np.arange(len(np.load(directory / "user_start.npy")) - 1, dtype=np.int32),
+            np.diff(np.load(directory / "user_start.npy")),
+        )
+        owner, when, offsets, candidates, label, self.given_up = negatives.sample(
+            settings, user, item, moment, n_items
+        )
+        order = np.argsort(when, kind="stable")
+        length = np.diff(offsets)[order]
+        start = np.r_[0, np.cumsum(length)]
+        gather = np.repeat(offsets[:-1][order] - start[:-1], length) + np.arange(start[-1])
+        self.owner, self.when, self.start = owner[order].astype(np.int32), when[order], start
+        self.item, self.label = candidates[gather], label[gather]
+        self.count, self.candidates, self.has_truth = len(order), int(start[-1]), False
+        self.first_s = int(self.when[0])
+        self.edges = np.unique(self.when[PART_ROWS::PART_ROWS])
+        self.edges = self.edges[self.edges > self.first_s]
+
+    def sweep(self, n_items: int, directory: Path) -> Sweep:
+        """The events, for popularity."""
+        sweep = Sweep(self.edges, self.first_s, n_items, directory / "scratch")
+        sweep.add(np.load(directory / "event_time.npy"), np.load(directory / "event_item.npy"))
+        return sweep
+
+    def parts(self) -> Iterator[Part]:
+        """The stretches of time, one after another."""
+        ends = np.r_[0, np.searchsorted(self.when, self.edges), self.count]
+        for low, high in pairwise(ends):
+            here = slice(self.start[low], self.start[high])
+            yield Part(
+                pl.Series("impression_id", [f"S{i}" for i in range(low, high)]),
+                self.owner[low:high],
+                self.when[low:high],
+                np.diff(self.start[low : high + 1]),
+                self.item[here],
+                self.label[here],
+                None,
+            )
+
+
+def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path) -> Counts:
+    """Write every array of impressions and candidates but `history_end`.
+
+    Args:
+        source: where the impressions come from.
+        candidates: how many there are.
+        sweep: the events, for popularity.
+        directory: of the arrays.
+    """
+    n_items = len(sweep.count)
+    never = np.iinfo(np.int64).max
+    first_shown = np.full(n_items, never)
+    columns: dict[str, tuple[type[np.generic], int]] = {
+        "impression_user": (np.int32, source.count),
+        "impression_time": (np.int64, source.count),
+        "candidate_start": (np.int64, source.count + 1),
+        "candidate_item": (np.int32, candidates),
+        "candidate_label": (np.int8, candidates),
+        "candidate_popularity": (np.int32, candidates),
+    }
+    if source.has_truth:
+        columns["candidate_probability"] = (np.float64, candidates)
+    ids = directory / "scratch" / "ids"
+    ids.mkdir()
+    done = positives = last_s = 0
+    with ExitStack() as stack:
+        out = {k: stack.enter_context(Column(directory / f"{k}.npy", *c)) for k, c in columns.items()}
+        out["candidate_start"].add(np.zeros(1))
+        stretches = range(len(source.edges) + 1)
+        for at, part in zip(bar(stretches, "impressions"), source.parts(), strict=True):
+            out["impression_user"].add(part.user)
+            out["impression_time"].add(part.time)
+            out["candidate_start"].add(done + np.cumsum(part.length))
+            out["candidate_item"].add(part.item)
+            out["candidate_label"].add(part.label)
+            time, item = sweep.stretch(at)
+            out["candidate_popularity"].add(popularity(sweep.count, time, item, part))
+            if part.probability is not None:
+                out["candidate_probability"].add(part.probability)
+            new = first_shown[part.item] == never
+            np.minimum.at(first_shown, part.item[new], np.repeat(part.time, part.length)[new])
+            part.ids.to_frame("impression_id").write_ipc(ids / f"{at:06d}.ipc")
+            done, positives = done + len(part.item), positives + int(part.label.sum(dtype=np.int64))
+            last_s = int(part.time[-1])
+    pl.scan_ipc(ids / "*.ipc").sink_parquet(directory / "impressions.parquet")
+    return Counts(source.count, done, positives, first_shown, last_s)
+
+
+def popularity(count: Array, time: Array, item: Array, part: Part) -> Array:
+    """Events of each candidate's item strictly before its impression.
+
+    Args:
+        count: events of each item before this stretch; those of the stretch are added to it.
+        time, item: events of the stretch, in the order of time.
+        part: its impressions.
+
+    Shape: as `part.item`.
+    """
+    before = np.searchsorted(time, part.time)  # events of the stretch strictly before each impression
+    start = np.r_[0, np.cumsum(part.length)]
+    found = np.empty(len(part.item), np.int32)
+    for low in range(0, max(len(time), 1), WINDOW):
+        high = low + WINDOW if low + WINDOW < len(time) else len(time) + 1
+        rows = np.searchsorted(before, [low, high])
+        here = slice(start[rows[0]], start[rows[1]])
+        shown, window = part.item[here], item[low : low + WINDOW]
+        inside = np.bincount(window, minlength=len(count))
+        found[here] = count[shown]
+        if len(window):
+            met = np.flatnonzero(inside[shown])  # most candidates have no event in so short a time
+            place = np.repeat(before[rows[0] : rows[1]] - low, part.length[rows[0] : rows[1]])[met]
+            order = np.argsort(window, kind="stable")
+            keys = window[order].astype(np.int64) * (WINDOW + 1) + order
+            first = np.cumsum(inside) - inside
+            needle = shown[met].astype(np.int64) * (WINDOW + 1) + place
+            found[here][met] += (np.searchsorted(keys, needle) - first[shown[met]]).astype(np.int32)
+        count += inside
+    return found
+
+
+def refuse_missing_times(name: str, missing: int) -> None:
+    """Raise the InputError when a moment is null."""
+    if missing:
+        raise InputError(
+            f"{name}.timestamp_s must be known for every row, got {missing} without; remove the rows"
+        )
