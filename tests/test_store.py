@@ -25,6 +25,7 @@ from halflife.arrays import _prove_no_leak, build
 from halflife.batches import DataModule
 from halflife.errors import InputError
 from halflife.negatives import Negatives
+from halflife.sources import online_retail
 from halflife.store import Store, open_or_build
 from halflife.tables import Tables
 
@@ -141,8 +142,10 @@ def test_a_store_is_what_a_loop_over_the_log_finds(events: Any, shown: Any, time
         assert s.impression_ids.to_list() == [i[0] for i in expected]
         for row, (_, user, moment, items, labels) in enumerate(expected):
             assert (people[s.impression_user[row]], int(s.impression_time[row])) == (user, moment)
-            # strictly before, oldest first, the log's own order within a second; sorted() is stable
-            past = [(i, t) for u, i, t in sorted(known, key=lambda e: e[2]) if u == user and t < moment]
+            # strictly before, oldest first, by item within a second
+            past = [
+                (i, t) for u, i, t in sorted(known, key=lambda e: (e[2], e[1])) if u == user and t < moment
+            ]
             assert history(s, row) == past
             here = candidates(s, row)
             assert [names[i] for i in s.candidate_item[here]] == items
@@ -225,12 +228,12 @@ def test_kinds_categories_and_births_are_what_a_loop_over_the_log_finds(
         assert s.about["kinds"] == sorted({k or "unknown" for k in kinds})
         for n, user in enumerate(people):
             own = [
-                (t, k or "unknown")
+                (t, i, k or "unknown")
                 for (u, i, t), k in zip(events, kinds, strict=True)
                 if u == user and i != GHOST
             ]
             here = slice(int(s.user_start[n]), int(s.user_start[n + 1]))
-            expected = [k for _, k in sorted(own, key=lambda e: e[0])]
+            expected = [k for _, _, k in sorted(own)]
             assert [s.about["kinds"][k] for k in s.event_kind[here]] == expected
 
         given = {i: (p, c or "unknown") for i, p, c in zip(ITEMS, published, categories, strict=True)}
@@ -381,9 +384,28 @@ def test_a_build_is_the_same_twice_and_its_fingerprint_follows_the_content(tmp_p
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes()
 
 
-def test_the_order_of_the_impressions_in_the_log_changes_nothing(tmp_path: Path) -> None:
-    first, turned = built(log_of(PAST, NOW), tmp_path / "1"), built(log_of(PAST, NOW[::-1]), tmp_path / "2")
+def test_the_order_of_the_rows_in_the_log_changes_nothing(tmp_path: Path) -> None:
+    past = [*PAST, ("u", "c", START + 5), ("u", "a", START + 5)]
+    first, turned = (
+        built(log_of(past, NOW), tmp_path / "1"),
+        built(log_of(past[::-1], NOW[::-1]), tmp_path / "2"),
+    )
     assert first.about["fingerprint"] == turned.about["fingerprint"]
+
+
+def test_a_reader_without_an_order_gives_the_same_log_every_time(tmp_path: Path) -> None:
+    rows = "\n".join(
+        f"{1000 + i // 40},{10000 + i % 40},thing,1,2011-01-0{1 + i // 400} 10:00:00,5.0,{i // 40 % 9},UK"
+        for i in range(1600)
+    )
+    header = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country"
+    (tmp_path / "online_retail.csv").write_text(f"{header}\n{rows}\n")
+    source = partial(online_retail.read, goods_code=r"^\d{5}[A-Z]{0,2}$")
+    found = {
+        built(source([tmp_path / "online_retail.csv"]), tmp_path / str(i), FAIR).about["fingerprint"]
+        for i in range(5)
+    }
+    assert len(found) == 1
 
 
 def test_a_store_is_reused_untouched(tmp_path: Path) -> None:

@@ -173,7 +173,6 @@ def _deal(
     )
     kinds: list[str] = []
     kept = np.zeros(len(per_user), np.int64)
-    # in the log's own order, which settles ties within a second
     for batch in indexed.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"):
         known = batch.filter(pl.col("item").is_not_null())
         kinds = _words(kinds + sorted(set(batch["kind"].unique()) - set(kinds)), "events.kind", np.int16)
@@ -197,7 +196,9 @@ def _stretches(per_user: Array) -> Array:
 
 
 def _write_events(dealt: Buckets, per_user: Array, kinds: list[str], n_items: int, directory: Path) -> Array:
-    """Sort the events of each stretch by user and time, and append them.
+    """Sort the events of each stretch by user, time and item, and append them.
+
+    A reader's joins and groups come in any order, so the item settles ties within a second, then the kind.
 
     Returns:
         The first event of every item in seconds, the largest int64 where it has none.
@@ -213,7 +214,7 @@ def _write_events(dealt: Buckets, per_user: Array, kinds: list[str], n_items: in
     ):
         for bucket in bar(range(len(dealt.paths)), "events"):
             rows = dealt.take(bucket)
-            rows = rows[np.argsort(_keys(rows["user"], rows["time"]), kind="stable")]
+            rows = rows[_order(_keys(rows["user"], rows["time"]), rows["item"], code[rows["kind"]])]
             np.minimum.at(first, rows["item"], rows["time"])
             item.add(rows["item"])
             moment.add(rows["time"])
@@ -261,6 +262,20 @@ def _keys(group: Array, moment: Array) -> Array:
         return np.zeros(0, np.int64)
     first = moment.min()
     return np.asarray(group.astype(np.int64) * (moment.max() - first + 1) + (moment - first))
+
+
+def _order(key: Array, item: Array, kind: Array) -> Array:
+    """Rows by key, and by item and kind where a key occurs twice.
+
+    >>> _order(np.array([7, 5, 7]), np.array([2, 9, 1]), np.array([0, 0, 0]))
+    array([1, 2, 0])
+    """
+    order = np.argsort(key, kind="stable")
+    same = key[order[1:]] == key[order[:-1]]
+    at = np.flatnonzero(np.r_[False, same] | np.r_[same, False])
+    tied = order[at]
+    order[at] = tied[np.lexsort((kind[tied], item[tied], key[tied]))]
+    return order
 
 
 def _words(words: list[str], name: str, dtype: type[np.integer[Any]]) -> list[str]:

@@ -33,7 +33,7 @@ class Store:
 
     Arrays, all memory-mapped:
         event_item (int32), event_time (int64, seconds), event_kind (int16): sorted by user, then time, then
-            the log's own order. A kind's name is `about["kinds"][code]`.
+            item, then kind. A kind's name is `about["kinds"][code]`.
         user_start (int64): where each user's events begin, one more than users.
         item_category (int32): its name is `about["categories"][code]`, `unknown` where the log has none.
         item_born (int64, seconds): published_s, or where the log has none, when the item is first seen in it.
