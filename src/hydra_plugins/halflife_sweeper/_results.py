@@ -93,11 +93,15 @@ class App:
         config_name: its primary configuration.
         loader: Hydra's, which knows its groups.
         search: groups that say how to search; they are no part of a run.
+        seed_key: the key that a seed goes to, where trials run over several.
+        command: what runs best.yaml, but for what it says itself.
     """
 
     config_name: str
     loader: ConfigLoader
     search: set[str]
+    seed_key: str
+    command: str
 
 
 def write_results(study: optuna.Study, sweep_dir: Path, app: App) -> None:
@@ -108,26 +112,26 @@ def write_results(study: optuna.Study, sweep_dir: Path, app: App) -> None:
     best = ranked(study)
     if best:
         temporary = sweep_dir / "best.yaml.tmp"
-        temporary.write_text(best_yaml(study, best[0], sweep_dir, app))
+        temporary.write_text(best_yaml(study, best[0], app))
         temporary.replace(sweep_dir / "best.yaml")
 
 
-def best_yaml(study: optuna.Study, best: FrozenTrial, sweep_dir: Path, app: App) -> str:
-    """A primary configuration that runs the best trial again.
+def best_yaml(study: optuna.Study, best: FrozenTrial, app: App) -> str:
+    """A primary configuration that runs the best trial again, with the first of its seeds if it had several.
 
     What says how to search, such as the group `search`, is left out: it is no part of the run.
     """
     overrides = list(best.user_attrs["overrides"])
     defaults: list[Any] = [app.config_name]
     values = OmegaConf.create()
-    deleted = []
+    seeds = list(best.user_attrs.get("seeds", {}))
     for override in OverridesParser.create().parse_overrides(overrides):
         key, bare = override.get_key_element(), override.key_or_group
         if any(bare == group or bare.startswith(f"{group}.") for group in app.search):
             continue
         if override.is_delete():
-            deleted.append(f" '{override.input_line}'")
-        elif app.loader.get_group_options(bare):
+            continue  # a configuration cannot delete: `again` has it
+        if app.loader.get_group_options(bare):
             group = key.lstrip("+")
             entry = (
                 {group: override.value()} if override.is_add() else {f"override {group}": override.value()}
@@ -135,14 +139,24 @@ def best_yaml(study: optuna.Study, best: FrozenTrial, sweep_dir: Path, app: App)
             defaults.append(entry)
         else:
             OmegaConf.update(values, bare, override.value(), force_add=True)
+    if seeds:
+        OmegaConf.update(values, app.seed_key, int(seeds[0]), force_add=True)
     text = OmegaConf.to_yaml(OmegaConf.merge({"defaults": [*defaults, "_self_"]}, values))
     told = ", ".join(f"{v:.6g}" for v in best.values)
-    seeds = list(best.user_attrs.get("seeds", {}))
-    over = f", the mean over seeds {', '.join(seeds)}" if seeds else ""
+    over = f", the mean over {app.seed_key} {', '.join(seeds)}" if seeds else ""
     return (
         f"# The best of study {study.study_name}: trial {best.number} reached {told}{over}. To run it:\n"
-        f"# --config-dir {sweep_dir} --config-name best{''.join(deleted)}\n{text}"
+        f"# {again(best, app)}\n{text}"
     )
+
+
+def again(best: FrozenTrial, app: App) -> str:
+    """The command that runs the best trial again."""
+    overrides = OverridesParser.create().parse_overrides(list(best.user_attrs["overrides"]))
+    deleted = [f"'{o.input_line}'" for o in overrides if o.is_delete()]
+    seeds = list(best.user_attrs.get("seeds", {}))
+    every = ["-m", f"{app.seed_key}={','.join(seeds)}"] if seeds else []
+    return " ".join([app.command, *every, *deleted])
 
 
 def search_groups(overrides: list[str], config: Any, loader: ConfigLoader) -> set[str]:
