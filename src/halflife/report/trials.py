@@ -1,6 +1,5 @@
 """What a sweep's directory holds: the study, its trials, what was searched and what matters."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -10,6 +10,7 @@ import optuna
 import polars as pl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -159,16 +160,21 @@ def again(best: FrozenTrial, app: App) -> str:
     return " ".join([app.command, *every, *deleted])
 
 
-def search_groups(overrides: list[str], config: Any, loader: ConfigLoader) -> set[str]:
-    """Groups whose choice configures the sweeper: they say how to search, not what to run."""
-    found = set()
+def search_groups(overrides: list[str], config_name: str, loader: ConfigLoader) -> set[str]:
+    """Groups whose choice configures the sweeper: they say how to search, not what to run.
+
+    Overrides of hydra's own are left out, since some of them need such a group to be there.
+    """
+
+    def sweeper(*words: str) -> Any:
+        return loader.load_configuration(config_name, list(words), run_mode=RunMode.RUN).hydra.sweeper
+
+    found, plain = set(), sweeper()
     for override in OverridesParser.create().parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
-        if isinstance(value, str) and value in loader.get_group_options(group):
-            plain = loader.load_sweep_config(config, [])
-            chosen = loader.load_sweep_config(config, [f"{group}={value}"])
-            if plain.hydra.sweeper != chosen.hydra.sweeper:
-                found.add(group)
+        chosen = isinstance(value, str) and value in loader.get_group_options(group)
+        if chosen and sweeper(override.input_line) != plain:
+            found.add(group)
     return found
 
 

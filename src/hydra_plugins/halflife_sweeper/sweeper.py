@@ -213,7 +213,7 @@ class HalflifeSweeper(Sweeper):
         from hydra_plugins.halflife_sweeper._space import Fixed
 
         fixed = sorted(n.text for n in nodes if isinstance(n, Fixed))
-        groups = search_groups(fixed, self.cfg, self.context.config_loader)
+        groups = search_groups(fixed, self.cfg.hydra.job.config_name, self.context.config_loader)
         return groups, [text for text in fixed if re.split(r"[.=]", text.lstrip("+~"))[0] not in groups]
 
     def _plan(
