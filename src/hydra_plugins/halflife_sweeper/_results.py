@@ -110,11 +110,19 @@ def write_results(study: optuna.Study, sweep_dir: Path, app: App) -> None:
     temporary = sweep_dir / "trials.parquet.tmp"
     frame(study).write_parquet(temporary)
     temporary.replace(sweep_dir / "trials.parquet")
-    best = ranked(study)
-    if best:
+    best, file = ranked(study), sweep_dir / "best.yaml"
+    if best and not (file.is_file() and file.read_text().startswith(title(study, best[0], app))):
         temporary = sweep_dir / "best.yaml.tmp"
         temporary.write_text(best_yaml(study, best[0], app))
-        temporary.replace(sweep_dir / "best.yaml")
+        temporary.replace(file)
+
+
+def title(study: optuna.Study, best: FrozenTrial, app: App) -> str:
+    """The first line of best.yaml: which trial it is, and what that reached."""
+    told = ", ".join(f"{v:.6g}" for v in best.values)
+    seeds = list(best.user_attrs.get("seeds", {}))
+    over = f", the mean over {app.seed_key} {', '.join(seeds)}" if seeds else ""
+    return f"# The best of study {study.study_name}: trial {best.number} reached {told}{over}. To run it:\n"
 
 
 def best_yaml(study: optuna.Study, best: FrozenTrial, app: App) -> str:
@@ -143,12 +151,7 @@ def best_yaml(study: optuna.Study, best: FrozenTrial, app: App) -> str:
     if seeds:
         OmegaConf.update(values, app.seed_key, int(seeds[0]), force_add=True)
     text = OmegaConf.to_yaml(OmegaConf.merge({"defaults": [*defaults, "_self_"]}, values))
-    told = ", ".join(f"{v:.6g}" for v in best.values)
-    over = f", the mean over {app.seed_key} {', '.join(seeds)}" if seeds else ""
-    return (
-        f"# The best of study {study.study_name}: trial {best.number} reached {told}{over}. To run it:\n"
-        f"# {again(best, app)}\n{text}"
-    )
+    return f"{title(study, best, app)}# {again(best, app)}\n{text}"
 
 
 def again(best: FrozenTrial, app: App) -> str:
@@ -173,7 +176,7 @@ def search_groups(overrides: list[str], config_name: str, loader: ConfigLoader) 
     for override in OverridesParser.create().parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
         chosen = isinstance(value, str) and value in loader.get_group_options(group)
-        if chosen and sweeper(override.input_line) != plain:
+        if chosen and sweeper(str(override.input_line)) != plain:
             found.add(group)
     return found
 
