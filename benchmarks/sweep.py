@@ -67,7 +67,7 @@ def count(owner: Any, name: str, spent: NDArray[np.float64]) -> None:
         try:
             return inner(*given, **named)
         finally:
-            spent += now() - begin
+            np.add(spent, now() - begin, out=spent)
 
     setattr(owner, name, call)
 

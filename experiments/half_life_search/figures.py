@@ -64,8 +64,8 @@ def search(sweep_dir: Path) -> Search:
 def found(searches: dict[str, Search]) -> str:
     """What each search found, as Markdown."""
     lines = [
-        "| study | trials | finished | pruned | failed | best `val/auc` | its half-life (days) | its learning "
-        "rate | half-life at the curve's best (days) |",
+        "| study | trials | finished | pruned | failed | best `val/auc` | its half-life (days) | "
+        "its learning rate | half-life at the curve's best (days) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, each in searches.items():
