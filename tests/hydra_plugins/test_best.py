@@ -42,8 +42,21 @@ def test_the_best_trial_runs_again_to_the_same_metrics(
         GlobalHydra.instance().clear()
         runpy.run_path(words[0], run_name="__main__")
 
-    # a kernel with its shape, a list, a seed, and settings of the sweeper that only the search brings
-    words = ["search=kernel", "search.n_trials=2", "decay=power,weibull", "metrics=[auc,logloss]", "seed=7"]
+    # a kernel with its shape, a list, a seed, settings of the sweeper that only the search brings, and a
+    # setting of the run that stands in the search's file
+    search = TRAIN.with_name("conf") / "search" / "kernel.yaml"
+    mine = tmp_path / "mine" / "search" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(search.read_text() + "optimizer:\n  weight_decay: 0.3\n")
+    words = [
+        "--config-dir",
+        "mine",
+        "search=mine",
+        "search.n_trials=2",
+        "decay=power,weibull",
+        "metrics=[auc,logloss]",
+        "seed=7",
+    ]
     sweeper = ["hydra.sweep.dir=study", "hydra/sweeper/pruner=median", "hydra.sweeper.sampler.seed=1"]
     python(str(TRAIN), "-m", *words, *sweeper, *SMALL)
     found = pl.read_parquet("study/trials.parquet")
@@ -53,5 +66,6 @@ def test_the_best_trial_runs_again_to_the_same_metrics(
     assert command == f"python {TRAIN} --config-dir study --config-name best"
     python(*shlex.split(command)[1:], "hydra.run.dir=again")
     assert metrics(Path("again")) == metrics(Path(best["run_dir"]))
+    assert "weight_decay: 0.3" in Path("study/best.yaml").read_text()
     assert metrics(Path("again"))["val/auc"] == best["value"]
     assert metrics(Path("again")) != metrics(Path(worse["run_dir"]))

@@ -87,20 +87,33 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
 
 
 @dataclass(frozen=True)
+class Brought:
+    """What a group that says how to search sets of a run as well.
+
+    Args:
+        choices: of other groups.
+        values: by key.
+    """
+
+    choices: dict[str, str]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class App:
     """What best.yaml is written for.
 
     Args:
         config_name: its primary configuration.
         loader: Hydra's, which knows its groups.
-        search: groups that say how to search; they are no part of a run.
+        search: groups that say how to search, which is no part of a run, and what they bring along.
         seed_key: the key that a seed goes to, where trials run over several.
         command: what runs best.yaml, but for what it says itself.
     """
 
     config_name: str
     loader: ConfigLoader
-    search: set[str]
+    search: dict[str, Brought]
     seed_key: str
     command: str
 
@@ -128,11 +141,15 @@ def title(study: optuna.Study, best: FrozenTrial, app: App) -> str:
 def best_yaml(study: optuna.Study, best: FrozenTrial, app: App) -> str:
     """A primary configuration that runs the best trial again, with the first of its seeds if it had several.
 
-    What says how to search, such as the group `search`, is left out: it is no part of the run.
+    What says how to search, such as the group `search`, is left out: it is no part of the run. What such a
+    group sets of the run stands in its place.
     """
     overrides = list(best.user_attrs["overrides"])
     defaults: list[Any] = [app.config_name]
     values = OmegaConf.create()
+    for brought in app.search.values():
+        defaults += [{f"override {group}": choice} for group, choice in brought.choices.items()]
+        values.merge_with(brought.values)
     seeds = list(best.user_attrs.get("seeds", {}))
     for override in OverridesParser.create().parse_overrides(overrides):
         key, bare = override.get_key_element(), override.key_or_group
@@ -163,22 +180,42 @@ def again(best: FrozenTrial, app: App) -> str:
     return " ".join([app.command, *every, *deleted])
 
 
-def search_groups(overrides: list[str], config_name: str, loader: ConfigLoader) -> set[str]:
+def search_groups(overrides: list[str], config_name: str, loader: ConfigLoader) -> dict[str, Brought]:
     """Groups whose choice configures the sweeper: they say how to search, not what to run.
 
     Overrides of hydra's own are left out, since some of them need such a group to be there.
+
+    Returns:
+        By group, what its choice sets of a run all the same.
     """
 
-    def sweeper(*words: str) -> Any:
-        return loader.load_configuration(config_name, list(words), run_mode=RunMode.RUN).hydra.sweeper
+    def composed(*words: str) -> Any:
+        return loader.load_configuration(config_name, list(words), run_mode=RunMode.RUN)
 
-    found, plain = set(), sweeper()
+    found, plain = {}, composed()
     for override in OverridesParser.create().parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
-        chosen = isinstance(value, str) and value in loader.get_group_options(group)
-        if chosen and sweeper(str(override.input_line)) != plain:
-            found.add(group)
+        if not isinstance(value, str) or value not in loader.get_group_options(group):
+            continue
+        chosen = composed(str(override.input_line))
+        if chosen.hydra.sweeper != plain.hydra.sweeper:
+            before, choices = plain.hydra.runtime.choices, chosen.hydra.runtime.choices
+            theirs = {k: c for k, c in choices.items() if before.get(k) != c and k != group}
+            new, old = (OmegaConf.to_container(cfg, resolve=False) for cfg in (chosen, plain))
+            values = {k: v for k, v in _difference(new, old).items() if k not in ("hydra", group)}
+            found[group] = Brought({k: c for k, c in theirs.items() if not k.startswith("hydra/")}, values)
     return found
+
+
+def _difference(new: Any, old: Any) -> dict[str, Any]:
+    """What of a configuration another one has not, or has otherwise."""
+    return {
+        key: _difference(value, old[key])
+        if isinstance(value, dict) and isinstance(old.get(key), dict)
+        else value
+        for key, value in new.items()
+        if key not in old or old[key] != value
+    }
 
 
 def last_table(study: optuna.Study, n_trials: int) -> Table:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from hydra_plugins.halflife_sweeper._results import App
+    from hydra_plugins.halflife_sweeper._results import App, Brought
     from hydra_plugins.halflife_sweeper._space import Node
     from hydra_plugins.halflife_sweeper._study import Job, Plan
     from hydra_plugins.halflife_sweeper._trial import Outcome, Where
@@ -207,7 +207,7 @@ class HalflifeSweeper(Sweeper):
                 sampler = made
         return sampler
 
-    def _fixed(self, nodes: list[Node]) -> tuple[set[str], list[str]]:
+    def _fixed(self, nodes: list[Node]) -> tuple[dict[str, Brought], list[str]]:
         """Groups that say how to search, and the overrides of every trial that say what to run."""
         from hydra_plugins.halflife_sweeper._results import search_groups
         from hydra_plugins.halflife_sweeper._space import Fixed
@@ -227,11 +227,10 @@ class HalflifeSweeper(Sweeper):
         sweep_dir.mkdir(parents=True, exist_ok=True)
         plan = Plan(where, sampler, nodes, about, self.n_trials, sweep_dir)
         OmegaConf.save(self.cfg, sweep_dir / "multirun.yaml")
-        kept = json.loads(where.storage)
-        if "://" in where.storage and not where.storage.startswith(
-            '"sqlite:'
-        ):  # ${oc.env:…} keeps a password off the disk
-            kept = OmegaConf.to_container(self.cfg.hydra.sweeper, resolve=False)["storage"]  # type: ignore[index,call-overload]
+        server = "://" in where.storage and not where.storage.startswith('"sqlite:')
+        given = OmegaConf.to_container(self.cfg.hydra.sweeper, resolve=False)
+        # unresolved: a password that is taken from the environment stays off the disk
+        kept = given["storage"] if server else json.loads(where.storage)  # type: ignore[index,call-overload]
         about_it = {"study_name": where.study_name, "storage": kept}
         (sweep_dir / "study.json").write_text(json.dumps(about_it, indent=2) + "\n")
         return plan
