@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -117,7 +116,7 @@ def process(folder: Path, *words: str) -> NDArray[np.float64]:
 
 def row(what: str, ours: NDArray[np.float64], other: NDArray[np.float64], target: float) -> dict[str, Any]:
     """A line of the table: medians and ranges, in seconds; the ratio is the other's over ours."""
-    mine, theirs = statistics.median(ours), statistics.median(other)
+    mine, theirs = float(np.median(ours)), float(np.median(other))
     return {
         "what": what,
         "ours": mine,
@@ -125,8 +124,8 @@ def row(what: str, ours: NDArray[np.float64], other: NDArray[np.float64], target
         "ratio": theirs / mine,
         "target": target,
         "met": mine <= target,
-        "ours_range": [ours.min(), ours.max()],
-        "other_range": [other.min(), other.max()],
+        "ours_range": [float(ours.min()), float(ours.max())],
+        "other_range": [float(other.min()), float(other.max())],
     }
 
 
