@@ -29,6 +29,7 @@ import hydra
 import lightning.pytorch as pl
 import numpy as np
 import polars
+from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -87,7 +88,7 @@ def sweep(folder: Path, trials: int) -> tuple[NDArray[np.float64], NDArray[np.fl
     count(summary, "finish", spent)
 
     def task(cfg: Any) -> Any:
-        value = train.run(cfg, Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir))
+        value = train.run(cfg, Path(HydraConfig.get().runtime.output_dir))
         ends.append(np.stack([now(), spent]))
         return value
 
