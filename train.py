@@ -57,7 +57,8 @@ def run(cfg: DictConfig, run_dir: Path) -> float | list[float]:
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt, weights_only=False)
         # the best checkpoint, its few scalars refitted, is what is validated, tested and returned
         best = checkpoint.best_model_path
-        fit = tracking.load_best(best, module, lambda: refit(module, data.sample("train")))
+        again = (lambda: refit(module, data.sample("train"))) if cfg.refit else (lambda: None)
+        fit = tracking.load_best(best, module, again)
         trainer.validate(module, datamodule=data, verbose=False)
         found = {k: float(v) for k, v in trainer.callback_metrics.items()}
         trainer.test(module, datamodule=data, verbose=False)

@@ -37,7 +37,6 @@ ORDER = [
     "tracking",
     "summary",
     "mlm",
-    "multirun",
     "cli",
     "card",
     "card_page",
@@ -47,6 +46,7 @@ ORDER = [
     "recovery",
     "dashboard",
     "report",
+    "multirun",
 ]
 
 

@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.stats import t
 
-from halflife.multirun import MultirunTable, multirun_table
+from halflife.errors import InputError
+from halflife.multirun import MultirunTable, SweepRun, check_directions, multirun_table
 
 
 def cells(table: Any) -> dict[str, dict[str, str]]:
@@ -82,3 +83,41 @@ def test_a_multirun_of_which_nothing_is_left_prints_nothing(
     MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "summary.txt").exists()
+
+
+def swept(objective: Any, direction: Any, **sweeper: Any) -> Any:
+    hydra = {"sweeper": {"direction": direction, "study_name": None, **sweeper}}
+    return OmegaConf.create({"objective": objective, "hydra": hydra})
+
+
+@pytest.mark.parametrize(
+    ("objective", "direction", "fits"),
+    [
+        ("val/logloss", "maximize", "minimize for objective=val/logloss, got maximize"),
+        ("test/loss", "maximize", "minimize for objective=test/loss, got maximize"),
+        ("val/auc", "minimize", "maximize for objective=val/auc, got minimize"),
+        (
+            ["val/auc", "speed/train_s"],
+            ["maximize", "maximize"],
+            r"\[maximize,minimize\] for objective=val/auc,speed/train_s, got maximize,maximize",
+        ),
+        (["val/auc", "val/logloss"], "maximize", r"\[maximize,minimize\] for objective="),
+    ],
+)
+def test_a_sweep_for_the_worst_is_refused_before_its_first_trial(
+    objective: Any, direction: Any, fits: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = swept(objective, direction)
+    with pytest.raises(InputError, match=f"hydra.sweeper.direction must be {fits}"):
+        check_directions(config)
+    with pytest.raises(SystemExit) as end:  # Hydra makes a warning of any other exception in a callback
+        SweepRun().on_multirun_start(config)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: hydra.sweeper.direction must be")
+
+
+def test_a_sweep_for_the_best_and_a_multirun_without_a_study_may_begin() -> None:
+    for objective, direction in (("val/ndcg@10", "maximize"), ("test/logloss", "minimize")):
+        check_directions(swept(objective, direction))
+    check_directions(swept(["val/auc", "speed/train_s"], ["maximize", "minimize"]))
+    check_directions(OmegaConf.create({"objective": "val/loss", "hydra": {"sweeper": {}}}))

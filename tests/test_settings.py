@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from halflife import settings
+from halflife.errors import InputError
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -27,3 +28,13 @@ def test_bf16_on_a_processor_without_it_is_told(
         cfg = compose("train", overrides=[f"trainer.precision={precision}"])
     settings.check_trainer(cfg.trainer)
     assert ("no instructions" in capsys.readouterr().out) == said
+
+
+def test_a_run_without_a_refit_may_not_learn_a_half_life() -> None:
+    def composed(*words: str) -> None:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            settings.check(compose("train", overrides=["refit=false", *words]))
+
+    composed("decay=power", "decay.learn=false")
+    with pytest.raises(InputError, match="refit must be true where decay learns"):
+        composed("decay=weibull", "decay.learn=false")  # its shape still is

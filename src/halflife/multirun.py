@@ -1,4 +1,4 @@
-"""The table at the end of a multirun: what varied, and what it reached."""
+"""What Halflife adds to a multirun: a last table; and to a sweep: a check before it, and its run in W&B."""
 
 import json
 from collections import defaultdict
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from omegaconf import ListConfig
+
+from halflife.cli import stop
+from halflife.errors import InputError
 
 
 class MultirunTable(Callback):
@@ -25,7 +29,7 @@ class MultirunTable(Callback):
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Print the table, but after a study, which has one of its own."""
-        if "study_name" in (config.hydra.get("sweeper") or {}):
+        if is_study(config):
             return
         done = [
             (o, json.loads((d / "metrics.json").read_text()))
@@ -37,6 +41,54 @@ class MultirunTable(Callback):
         from halflife.tracking import write_table
 
         write_table(Path(config.hydra.sweep.dir) / "summary.txt", [multirun_table(done)])
+
+
+class SweepRun(Callback):
+    """What the sweeper, which any app can use, does not know: what an objective means, and the logger."""
+
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        """End a sweep for the worst before its first trial."""
+        try:
+            check_directions(config)
+        except InputError as error:  # Hydra would turn it into a warning, and go on
+            stop(str(error))
+
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        """Tell W&B of the study, where its trials log there; of several workers the last one does."""
+        if is_study(config) and config.get("logger"):
+            from halflife.report.sweep_run import log
+
+            log(config.logger, Path(config.hydra.sweep.dir).absolute())
+
+
+def is_study(config: Any) -> bool:
+    """Whether a multirun is one of `hydra/sweeper=halflife`."""
+    return "study_name" in (config.hydra.get("sweeper") or {})
+
+
+def check_directions(config: Any) -> None:
+    """Refuse a sweep that would look for the largest loss, or the smallest AUC.
+
+    Args:
+        config: of a multirun.
+
+    Raises:
+        InputError: when a direction does not fit its objective, or there are not as many of them.
+    """
+    objective = config.get("objective")
+    if not is_study(config) or objective is None:
+        return
+    objectives = list(objective) if isinstance(objective, ListConfig) else [objective]
+    given = config.hydra.sweeper.direction
+    directions = list(given) if isinstance(given, ListConfig) else [given]
+    best = ["minimize" if str(o).endswith(("loss", "_s")) else "maximize" for o in objectives]
+    if directions != best:
+        fits = best[0] if len(best) == 1 else f"[{','.join(best)}]"
+        shown = ",".join(map(str, directions))
+        raise InputError(
+            f"hydra.sweeper.direction must be {fits} for objective={','.join(map(str, objectives))}, got "
+            f"{shown}; add 'hydra.sweeper.direction={fits}'"
+        )
 
 
 def multirun_table(done: list[tuple[list[str], dict[str, Any]]]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from halflife.errors import InputError, choice, flag, near, number, shown, text, whole
 
 GROUPS = ["data", "model", "decay", "interest", "loss", "metrics", "optimizer", "trainer", "callbacks"]
-KEYS = [*GROUPS, "task", "logger", "seed", "objective", "ckpt", "cache_dir", "search"]
+KEYS = [*GROUPS, "task", "logger", "seed", "objective", "refit", "ckpt", "cache_dir", "search"]
 PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
 LARGEST_SEED = 2**32 - 1  # of numpy's generators
 NOT_HERE = {
@@ -38,6 +38,11 @@ def check(cfg: Mapping[str, Any]) -> None:
         if not isinstance(given, Mapping) or (group == "decay" and "_target_" not in given):
             raise InputError(f"{group} must be given, got nothing; add {group}=CHOICE, see --help")
     whole("seed", cfg["seed"], "integer", at_least=0, at_most=LARGEST_SEED)
+    if not flag("refit", cfg["refit"]) and learns(cfg["decay"]):
+        raise InputError(
+            "refit must be true where decay learns, since gradient steps alone leave a half-life beside its "
+            "minimum, got false; add decay.learn=false, or leave refit out"
+        )
     if cfg["ckpt"] is not None:
         text("ckpt", cfg["ckpt"], "a checkpoint file")
     val = [f"val/{metric}" for metric in ["loss", *cfg["metrics"]]]
@@ -51,6 +56,18 @@ def check(cfg: Mapping[str, Any]) -> None:
             )
     check_trainer(cfg["trainer"])
     check_callbacks(cfg["callbacks"], val)
+
+
+def learns(decay: Mapping[str, Any]) -> bool:
+    """Whether anything of a kernel, or of a kernel within it, is learned.
+
+    >>> learns({"half_life_days": 2.0, "learn": False, "candidate": {"learn": True}})
+    True
+    """
+    return any(
+        learns(value) if isinstance(value, Mapping) else str(key).startswith("learn") and value
+        for key, value in decay.items()
+    )
 
 
 def objectives(cfg: Mapping[str, Any]) -> list[Any]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from optuna.trial import TrialState
 
+from halflife.report.trials import load
 from hydra_plugins.halflife_sweeper import _study
 
 APP = Path(__file__).parent / "app" / "app.py"
@@ -78,14 +80,15 @@ def test_a_sweep_leaves_its_study_a_table_and_the_best_configuration(sweep: Swee
     assert f"trial {best['number'].item()} reached" in text
     assert "2 of 2 trials" in out
     assert (tmp_path / "study" / "summary.txt").read_text() in out
-    # best.yaml is a configuration of the app
-    again = subprocess.run(
-        [sys.executable, str(APP), "--config-dir", "study", "--config-name", "best", "--cfg", "job"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    about = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert about == {"study_name": "study", "storage": str(tmp_path / "study" / "study.log")}
+    # best.yaml is a configuration of the app, which the last line says how to run
+    said, command = out.splitlines()[-1].split(": ")
+    assert said == "The best one again"
+    assert command == f"python {APP} --config-dir study --config-name best"
+    assert f"# {command}\n" in text
+    words = [sys.executable, *shlex.split(command)[1:], "--cfg", "job"]
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert f"x: {best['x'].item()}" in again
     assert "size: 3" in again
 
@@ -241,6 +244,8 @@ def test_seeds_make_a_mean_with_an_interval_and_prune_in_between(sweep: Sweep, t
     assert best["value"].item() == pytest.approx(0.02)
     assert best["half_width"].item() == pytest.approx(4.302652729911275 * 0.01 / 3**0.5)
     assert "0.02 ± 0.025" in out
+    assert out.splitlines()[-1].endswith("--config-dir study --config-name best -m seed=1,2,3")
+    assert "\nseed: 1\n" in (tmp_path / "study" / "best.yaml").read_text()
     assert (Path(best["run_dir"].item()) / "seed-3" / "trial.json").is_file()
     pruned = found.filter(pl.col("state") == "pruned")
     assert len(pruned) > 0
@@ -308,6 +313,18 @@ def test_sqlite_resumes(sweep: Sweep, tmp_path: Path) -> None:
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/trials.db")
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2
     assert all(len(t.intermediate_values) == 3 for t in study.trials)
+    assert load(tmp_path / "study").study_name == "study", "the report finds it by study.json"
+
+
+def test_the_password_of_a_storage_is_not_written_down(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "kept.db"
+    monkeypatch.setenv("STORAGE", f"sqlite+pysqlite:////{file}")
+    assert sweep(SPACE, "hydra.sweeper.storage='${oc.env:STORAGE}'", "hydra.sweeper.n_trials=1")[0] == 0
+    about = (tmp_path / "study" / "study.json").read_text()
+    assert json.loads(about)["storage"] == "${oc.env:STORAGE}"
+    assert load(tmp_path / "study").study_name == "study"
 
 
 @pytest.mark.slow

@@ -164,5 +164,5 @@ def test_two_studies_in_one_storage_have_to_be_named(tmp_path: Path) -> None:
 def test_a_storage_that_is_away_is_one_sentence(tmp_path: Path) -> None:
     away = f"sqlite:///{tmp_path}/nowhere/study.db"
     (tmp_path / "study.json").write_text(json.dumps({"storage": away, "study_name": "x"}))
-    with pytest.raises(InputError, match="the storage must be reachable"):
+    with pytest.raises(InputError, match="storage must be a storage that can be reached"):
         trials.load(tmp_path)

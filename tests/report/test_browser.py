@@ -40,13 +40,21 @@ def browse(place: Path, url: str, *flags: str) -> str:
     return done.stdout
 
 
+def written(of: Path, out: Path) -> Path:
+    """The page of a run, a multirun or a study; beside it, the same that asks the browser."""
+    write(page_of(of), out)
+    out.with_name("asked.html").write_text(out.read_text().replace("</body>", ASK + "</body>"))
+    return out
+
+
 @pytest.fixture(scope="module")
 def html(multirun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("browser") / "run.html"
-    write(page_of(multirun / "2"), out)
-    asked = out.with_name("asked.html")
-    asked.write_text(out.read_text().replace("</body>", ASK + "</body>"))
-    return out
+    return written(multirun / "2", tmp_path_factory.mktemp("browser") / "run.html")
+
+
+def light(color: str) -> float:
+    """How light a colour is, 0 to 1."""
+    return sum(map(float, color[color.index("(") + 1 : -1].split(",")[:3])) / 765
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [(1, False), (0, True)])
@@ -59,12 +67,22 @@ def test_on_a_phone_nothing_is_fetched_nothing_sticks_out_and_text_stands_out(
     assert found["fetched"] == []
     assert found["wide"] <= found["window"]
     assert found["pictures"] == 4
-
-    def light(color: str) -> float:
-        return sum(map(float, color[color.index("(") + 1 : -1].split(",")[:3])) / 765
-
     assert (light(found["page"]) < 0.2) == dark
     assert abs(light(found["page"]) - light(found["ink"])) > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "pictures"), [("multirun", 2), ("study_dir", 4), ("front_dir", 2)])
+def test_pages_of_multiruns_and_studies_hold_on_a_phone_too(
+    kind: str, pictures: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    page = written(request.getfixturevalue(kind), tmp_path / "page.html")
+    dom = browse(tmp_path, page.with_name("asked.html").as_uri(), "--window-size=500,900", "--dump-dom")
+    found = json.loads(dom.partition("<title>")[2].partition("</title>")[0])
+    assert found["fetched"] == []
+    assert found["wide"] <= found["window"]
+    assert found["pictures"] == pictures
+    assert "<script>alert" not in dom, "what users wrote stays text"
 
 
 @pytest.mark.slow

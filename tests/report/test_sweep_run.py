@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from omegaconf import OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
+from halflife.multirun import SweepRun
 from halflife.report.sweep_run import log
 
 
@@ -19,7 +23,8 @@ def test_a_sweep_logs_its_table_and_its_pictures_in_the_group_of_its_trials(
 ) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     where = {"_target_": "halflife.loggers.wandb_logger", "project": "p", "group": None, "tags": ["t"]}
-    log(OmegaConf.create(where | {"offline": True}), front_dir)
+    sweep = {"sweep": {"dir": str(front_dir)}, "sweeper": {"study_name": "trade_off"}}
+    SweepRun().on_multirun_end(OmegaConf.create({"logger": where | {"offline": True}, "hydra": sweep}))
     (held,) = (front_dir / "wandb").glob("offline-run-*/*.wandb")
     records = wandb_records(held)
     begun = next(r.run for r in records if r.WhichOneof("record_type") == "run")
@@ -39,6 +44,14 @@ def test_a_sweep_logs_its_table_and_its_pictures_in_the_group_of_its_trials(
     summary = {u.key: u.value_json for r in records for u in r.summary.update}
     assert summary["trials/complete"] == "19"
     assert summary["trials/fail"] == "1"
+
+
+def test_a_sweep_that_another_worker_is_still_at_is_not_told_of(tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
+    optuna.create_study(study_name="shared", storage=storage).ask()
+    before = sorted(tmp_path.rglob("*"))
+    log(OmegaConf.create({"_target_": "halflife.loggers.wandb_logger"}), tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from halflife.report.trials import read
 
 
 def log(logger: DictConfig | None, sweep_dir: Path) -> None:
-    """Log an ended sweep to W&B, in the group of its trials; nothing where its trials log elsewhere.
+    """Log an ended sweep to W&B, in the group of its trials.
+
+    Nothing is logged where its trials log elsewhere, or as long as another worker is at one of them.
 
     Args:
         logger: the group `logger` of the trials' configuration.
@@ -27,6 +29,8 @@ def log(logger: DictConfig | None, sweep_dir: Path) -> None:
     from PIL import Image
 
     study = read(sweep_dir)
+    if "RUNNING" in study.trials["state"]:
+        return
     run = wandb.init(
         project=logger.project,
         group=logger.group or group_of(str(sweep_dir)),

@@ -1,6 +1,5 @@
 """What a sweep's directory holds: the study, its trials, what was searched and what matters."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,17 +56,19 @@ def load(sweep_dir: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend
     from sqlalchemy.exc import SQLAlchemyError
 
-    log = sweep_dir / "study.log"
-    places = (sweep_dir / "study.json", sweep_dir / ".hydra" / "study.json")
-    about = next((file for file in places if file.is_file()), None)
-    given = json.loads(about.read_text()) if about is not None else {}
-    if not log.is_file() and not given.get("storage"):
+    from hydra_plugins.halflife_sweeper._study import connect
+
+    log, about = sweep_dir / "study.log", sweep_dir / "study.json"
+    given: Any = OmegaConf.to_container(OmegaConf.load(about), resolve=True) if about.is_file() else {}
+    if not log.is_file() and given.get("storage", "memory") == "memory":
         raise InputError(
             f"PATH must hold a study, got {sweep_dir} without study.log or a study.json that names its "
             "storage; give the directory of a sweep"
         )
-    storage = JournalStorage(JournalFileBackend(str(log))) if log.is_file() else given["storage"]
     try:
+        # a journal is read as it is: nothing is written where a page is asked for
+        journal = JournalStorage(JournalFileBackend(str(log))) if log.is_file() else None
+        storage = journal or connect(given["storage"])
         names = optuna.get_all_study_names(storage)
         name = given.get("study_name", names[0] if len(names) == 1 else None)
         if name not in names:

@@ -10,6 +10,7 @@ import optuna
 import polars as pl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -86,18 +87,35 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
 
 
 @dataclass(frozen=True)
+class Brought:
+    """What a group that says how to search sets of a run as well.
+
+    Args:
+        choices: of other groups.
+        values: by key.
+    """
+
+    choices: dict[str, str]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class App:
     """What best.yaml is written for.
 
     Args:
         config_name: its primary configuration.
         loader: Hydra's, which knows its groups.
-        search: groups that say how to search; they are no part of a run.
+        search: groups that say how to search, which is no part of a run, and what they bring along.
+        seed_key: the key that a seed goes to, where trials run over several.
+        command: what runs best.yaml, but for what it says itself.
     """
 
     config_name: str
     loader: ConfigLoader
-    search: set[str]
+    search: dict[str, Brought]
+    seed_key: str
+    command: str
 
 
 def write_results(study: optuna.Study, sweep_dir: Path, app: App) -> None:
@@ -105,29 +123,41 @@ def write_results(study: optuna.Study, sweep_dir: Path, app: App) -> None:
     temporary = sweep_dir / "trials.parquet.tmp"
     frame(study).write_parquet(temporary)
     temporary.replace(sweep_dir / "trials.parquet")
-    best = ranked(study)
-    if best:
+    best, file = ranked(study), sweep_dir / "best.yaml"
+    if best and not (file.is_file() and file.read_text().startswith(title(study, best[0], app))):
         temporary = sweep_dir / "best.yaml.tmp"
-        temporary.write_text(best_yaml(study, best[0], sweep_dir, app))
-        temporary.replace(sweep_dir / "best.yaml")
+        temporary.write_text(best_yaml(study, best[0], app))
+        temporary.replace(file)
 
 
-def best_yaml(study: optuna.Study, best: FrozenTrial, sweep_dir: Path, app: App) -> str:
-    """A primary configuration that runs the best trial again.
+def title(study: optuna.Study, best: FrozenTrial, app: App) -> str:
+    """The first line of best.yaml: which trial it is, and what that reached."""
+    told = ", ".join(f"{v:.6g}" for v in best.values)
+    seeds = list(best.user_attrs.get("seeds", {}))
+    over = f", the mean over {app.seed_key} {', '.join(seeds)}" if seeds else ""
+    return f"# The best of study {study.study_name}: trial {best.number} reached {told}{over}. To run it:\n"
 
-    What says how to search, such as the group `search`, is left out: it is no part of the run.
+
+def best_yaml(study: optuna.Study, best: FrozenTrial, app: App) -> str:
+    """A primary configuration that runs the best trial again, with the first of its seeds if it had several.
+
+    What says how to search, such as the group `search`, is left out: it is no part of the run. What such a
+    group sets of the run stands in its place.
     """
     overrides = list(best.user_attrs["overrides"])
     defaults: list[Any] = [app.config_name]
     values = OmegaConf.create()
-    deleted = []
+    for brought in app.search.values():
+        defaults += [{f"override {group}": choice} for group, choice in brought.choices.items()]
+        values.merge_with(brought.values)
+    seeds = list(best.user_attrs.get("seeds", {}))
     for override in OverridesParser.create().parse_overrides(overrides):
         key, bare = override.get_key_element(), override.key_or_group
         if any(bare == group or bare.startswith(f"{group}.") for group in app.search):
             continue
         if override.is_delete():
-            deleted.append(f" '{override.input_line}'")
-        elif app.loader.get_group_options(bare):
+            continue  # a configuration cannot delete: `again` has it
+        if app.loader.get_group_options(bare):
             group = key.lstrip("+")
             entry = (
                 {group: override.value()} if override.is_add() else {f"override {group}": override.value()}
@@ -135,27 +165,57 @@ def best_yaml(study: optuna.Study, best: FrozenTrial, sweep_dir: Path, app: App)
             defaults.append(entry)
         else:
             OmegaConf.update(values, bare, override.value(), force_add=True)
+    if seeds:
+        OmegaConf.update(values, app.seed_key, int(seeds[0]), force_add=True)
     text = OmegaConf.to_yaml(OmegaConf.merge({"defaults": [*defaults, "_self_"]}, values))
-    told = ", ".join(f"{v:.6g}" for v in best.values)
+    return f"{title(study, best, app)}# {again(best, app)}\n{text}"
+
+
+def again(best: FrozenTrial, app: App) -> str:
+    """The command that runs the best trial again."""
+    overrides = OverridesParser.create().parse_overrides(list(best.user_attrs["overrides"]))
+    deleted = [f"'{o.input_line}'" for o in overrides if o.is_delete()]
     seeds = list(best.user_attrs.get("seeds", {}))
-    over = f", the mean over seeds {', '.join(seeds)}" if seeds else ""
-    return (
-        f"# The best of study {study.study_name}: trial {best.number} reached {told}{over}. To run it:\n"
-        f"# --config-dir {sweep_dir} --config-name best{''.join(deleted)}\n{text}"
-    )
+    every = ["-m", f"{app.seed_key}={','.join(seeds)}"] if seeds else []
+    return " ".join([app.command, *every, *deleted])
 
 
-def search_groups(overrides: list[str], config: Any, loader: ConfigLoader) -> set[str]:
-    """Groups whose choice configures the sweeper: they say how to search, not what to run."""
-    found = set()
+def search_groups(overrides: list[str], config_name: str, loader: ConfigLoader) -> dict[str, Brought]:
+    """Groups whose choice configures the sweeper: they say how to search, not what to run.
+
+    Overrides of hydra's own are left out, since some of them need such a group to be there.
+
+    Returns:
+        By group, what its choice sets of a run all the same.
+    """
+
+    def composed(*words: str) -> Any:
+        return loader.load_configuration(config_name, list(words), run_mode=RunMode.RUN)
+
+    found, plain = {}, composed()
     for override in OverridesParser.create().parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
-        if isinstance(value, str) and value in loader.get_group_options(group):
-            plain = loader.load_sweep_config(config, [])
-            chosen = loader.load_sweep_config(config, [f"{group}={value}"])
-            if plain.hydra.sweeper != chosen.hydra.sweeper:
-                found.add(group)
+        if not isinstance(value, str) or value not in loader.get_group_options(group):
+            continue
+        chosen = composed(str(override.input_line))
+        if chosen.hydra.sweeper != plain.hydra.sweeper:
+            before, choices = plain.hydra.runtime.choices, chosen.hydra.runtime.choices
+            theirs = {k: c for k, c in choices.items() if before.get(k) != c and k != group}
+            new, old = (OmegaConf.to_container(cfg, resolve=False) for cfg in (chosen, plain))
+            values = {k: v for k, v in _difference(new, old).items() if k not in ("hydra", group)}
+            found[group] = Brought({k: c for k, c in theirs.items() if not k.startswith("hydra/")}, values)
     return found
+
+
+def _difference(new: Any, old: Any) -> dict[str, Any]:
+    """What of a configuration another one has not, or has otherwise."""
+    return {
+        key: _difference(value, old[key])
+        if isinstance(value, dict) and isinstance(old.get(key), dict)
+        else value
+        for key, value in new.items()
+        if key not in old or old[key] != value
+    }
 
 
 def last_table(study: optuna.Study, n_trials: int) -> Table:

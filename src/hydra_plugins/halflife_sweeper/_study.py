@@ -74,7 +74,7 @@ class Journal(JournalFileBackend):
         super().append_logs(logs)
 
 
-def connect(storage: Any, stale: Callable[[optuna.Study, FrozenTrial], None]) -> BaseStorage:
+def connect(storage: Any, stale: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> BaseStorage:
     """A storage by what `hydra.sweeper.storage` says.
 
     Args:

@@ -35,6 +35,7 @@ class Outcome:
         reason: why it was pruned, failed or died.
         traceback: of the exception, where there was one.
         seconds: that the app's function took.
+        cpu_seconds: the same of processor time, of this process; on a shared machine it says more.
     """
 
     state: str
@@ -42,6 +43,7 @@ class Outcome:
     reason: str = ""
     traceback: str = ""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def write(self, directory: Path) -> None:
         """Write whole or not at all."""
@@ -153,7 +155,12 @@ class TrialTask:
         hydra = HydraConfig.get()
         place = Path(hydra.runtime.output_dir)
         _running = _Running(self.where, hydra.sweeper.trial) if self.reports else None
-        begin = time.perf_counter()
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+
+        def leave(outcome: Outcome) -> None:
+            took, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+            replace(outcome, seconds=took, cpu_seconds=cpu).write(place)
+
         try:
             result = self.task(cfg)
         except BaseException as error:
@@ -161,14 +168,13 @@ class TrialTask:
                 raise
             if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error  # as Lightning ends
-            _outcome_of(error).write(place)
+            leave(_outcome_of(error))
             if isinstance(error, SystemExit):  # of this trial, not of the sweep
                 raise RuntimeError(f"the job left with exit code {error.code}") from error
             raise
         finally:
             _running = None
-        outcome = _checked(result, len(self.where.directions))
-        replace(outcome, seconds=time.perf_counter() - begin).write(place)
+        leave(_checked(result, len(self.where.directions)))
         return result
 
 

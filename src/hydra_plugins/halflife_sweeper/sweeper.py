@@ -6,6 +6,7 @@ import gc
 import json
 import queue
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from hydra_plugins.halflife_sweeper._results import App
+    from hydra_plugins.halflife_sweeper._results import App, Brought
     from hydra_plugins.halflife_sweeper._space import Node
     from hydra_plugins.halflife_sweeper._study import Job, Plan
     from hydra_plugins.halflife_sweeper._trial import Outcome, Where
@@ -102,7 +103,7 @@ class HalflifeSweeper(Sweeper):
         where = self._where(sweep_dir)
         sampler = self._sampler(nodes)
         search, fixed = self._fixed(nodes)
-        app = App(self.cfg.hydra.job.config_name, loader, search)
+        app = App(self.cfg.hydra.job.config_name, loader, search, self.seed_key, self._again(sweep_dir))
         about = {"space": described(nodes), "overrides": fixed, "seeds": self.seeds}
         plan = self._plan(where, sampler, nodes, about, sweep_dir)
         reports = self.seeds is None and len(self.directions) == 1
@@ -206,13 +207,13 @@ class HalflifeSweeper(Sweeper):
                 sampler = made
         return sampler
 
-    def _fixed(self, nodes: list[Node]) -> tuple[set[str], list[str]]:
+    def _fixed(self, nodes: list[Node]) -> tuple[dict[str, Brought], list[str]]:
         """Groups that say how to search, and the overrides of every trial that say what to run."""
         from hydra_plugins.halflife_sweeper._results import search_groups
         from hydra_plugins.halflife_sweeper._space import Fixed
 
         fixed = sorted(n.text for n in nodes if isinstance(n, Fixed))
-        groups = search_groups(fixed, self.cfg, self.context.config_loader)
+        groups = search_groups(fixed, self.cfg.hydra.job.config_name, self.context.config_loader)
         return groups, [text for text in fixed if re.split(r"[.=]", text.lstrip("+~"))[0] not in groups]
 
     def _plan(
@@ -226,7 +227,19 @@ class HalflifeSweeper(Sweeper):
         sweep_dir.mkdir(parents=True, exist_ok=True)
         plan = Plan(where, sampler, nodes, about, self.n_trials, sweep_dir)
         OmegaConf.save(self.cfg, sweep_dir / "multirun.yaml")
+        server = "://" in where.storage and not where.storage.startswith('"sqlite:')
+        given = OmegaConf.to_container(self.cfg.hydra.sweeper, resolve=False)
+        # unresolved: a password that is taken from the environment stays off the disk
+        kept = given["storage"] if server else json.loads(where.storage)  # type: ignore[index,call-overload]
+        about_it = {"study_name": where.study_name, "storage": kept}
+        (sweep_dir / "study.json").write_text(json.dumps(about_it, indent=2) + "\n")
         return plan
+
+    def _again(self, sweep_dir: Path) -> str:
+        """The command that runs best.yaml, from where this one was given."""
+        here = Path.cwd()
+        place = sweep_dir.relative_to(here) if sweep_dir.is_relative_to(here) else sweep_dir
+        return f"python {shlex.quote(sys.argv[0])} --config-dir {shlex.quote(str(place))} --config-name best"
 
     def _loop(self, plan: Plan, app: App) -> Any:
         """Ask, launch, tell, until all is done, too much has failed, or Ctrl-C."""
@@ -294,10 +307,10 @@ class HalflifeSweeper(Sweeper):
             for number in running:
                 plan.tell(number, Outcome("interrupted", reason="interrupted by Ctrl-C"))
             write_results(plan.study, plan.sweep_dir, app)
-            self._print_table(plan)
+            self._print_table(plan, app)
             print(f"stopped; {self._how_to_go_on()}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
-        self._print_table(plan)
+        self._print_table(plan, app)
         if failures > allowed:
             raise InputError(
                 f"hydra.sweeper.max_failures must be at least the number of trials that fail, got {allowed} "
@@ -331,16 +344,20 @@ class HalflifeSweeper(Sweeper):
             return f"{again}, with hydra.sweep.dir={self.cfg.hydra.sweep.dir}"
         return again
 
-    def _print_table(self, plan: Plan) -> None:
-        """The last table, which summary.txt holds as well."""
+    def _print_table(self, plan: Plan, app: App) -> None:
+        """The last table, and how to run the best trial again; summary.txt holds both as well."""
         from rich.console import Console
 
-        from hydra_plugins.halflife_sweeper._results import last_table
+        from hydra_plugins.halflife_sweeper._results import again, last_table, ranked
 
-        table = last_table(plan.study, self.n_trials)
+        table, best = last_table(plan.study, self.n_trials), ranked(plan.study)
         with (plan.sweep_dir / "summary.txt").open("w") as file:
-            Console(file=file, width=110, color_system=None).print(table)
-        (Console() if sys.stdout.isatty() else Console(width=110, color_system=None)).print(table)
+            plain = Console(file=file, width=110, color_system=None)
+            shown = Console() if sys.stdout.isatty() else Console(width=110, color_system=None)
+            for console in (plain, shown):
+                console.print(table)
+                if best:  # in one piece, to be copied
+                    console.print(f"The best one again: {again(best[0], app)}", soft_wrap=True, markup=False)
 
     def _steps(self, job: Job) -> Steps:
         """What a trial has run, one after another: a job, or one for each seed until the pruner ends it.
