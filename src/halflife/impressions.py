@@ -139,13 +139,14 @@ class Logged:
         """Check every impression and put it with those of its stretch of time; returns all candidates."""
         self.scratch.mkdir()
         candidates = 0
-        batches = self.lazy.collect_batches(chunk_size=PART_ROWS, engine="streaming")
+        # in the log's own order, which settles ties of time, id and user
+        batches = self.lazy.collect_batches(chunk_size=PART_ROWS, maintain_order=True, engine="streaming")
         for at, batch in enumerate(batches):
             candidates += self._check(batch)
             stretch = np.searchsorted(self.edges, batch["timestamp_s"].to_numpy(), side="right")
             for i in np.unique(stretch):
                 part = batch.filter(pl.Series(stretch == i))
-                part.write_ipc(self.scratch / f"{i}-{at}.ipc")
+                part.write_ipc(self.scratch / f"{i}-{at:09d}.ipc")
         return candidates
 
     def _check(self, batch: pl.DataFrame) -> int:
@@ -180,7 +181,8 @@ class Logged:
         """The stretches of time, one after another."""
         for i in range(len(self.edges) + 1):
             files = sorted(self.scratch.glob(f"{i}-*.ipc"))
-            frame = pl.scan_ipc(files).sort("timestamp_s", "impression_id").collect(engine="streaming")
+            keys = ["timestamp_s", "impression_id", "user"]
+            frame = pl.scan_ipc(files).sort(keys, maintain_order=True).collect(engine="streaming")
             probability = frame["probabilities"].explode().to_numpy() if self.has_truth else None
             yield Part(
                 frame["impression_id"],
