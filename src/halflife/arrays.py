@@ -58,6 +58,11 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         raise InputError(
             "data.negatives must be set for a log without impressions, got null; keep the yaml's block"
         )
+    if log.impressions is None and settings is not None and settings.by == "in_view":
+        raise InputError(
+            "data.negatives.by must be popularity, alive or uniform for a log without impressions, got "
+            "in_view; choose one of them, since nobody knows what was shown beside what was clicked"
+        )
     index = Index(items["item_id"], users["user_id"])
     logged = None if log.impressions is None else Logged(log, index, scratch)
     sweep = None if logged is None else Sweep(logged.edges, logged.first_s, len(items), scratch)

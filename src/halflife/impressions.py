@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from halflife import negatives, tables
 from halflife.errors import InputError
 from halflife.negatives import Negatives
+from halflife.pools import Pool
 from halflife.progress import bar
 from halflife.spill import Buckets, Column
 from halflife.tables import Tables
@@ -54,6 +55,7 @@ class Part(NamedTuple):
     item: Array
     label: Array
     probability: Array | None
+    log_rate: Array | None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Logged:
             items=pl.col("candidates").list.eval(pl.element().cast(index.items, strict=False).to_physical()),
         )
         self.index, self.scratch = index, scratch / "shown"
-        self.candidates: int | None = None
+        self.has_rates, self.candidates = False, None
 
     def deal(self) -> int:
         """Check every impression and put it with those of its stretch of time; returns all candidates."""
@@ -192,6 +194,7 @@ class Logged:
                 frame["items"].explode().to_numpy().astype(np.int32),
                 frame["labels"].explode().to_numpy().astype(np.int8),
                 probability,
+                None,
             )
 
 
@@ -213,12 +216,19 @@ class Drawn:
         owner, when, offsets, candidates, label, self.given_up = negatives.sample(
             settings, user, item, moment, n_items
         )
+        self.log_rate = None
+        if not settings.exclude_seen:
+            pool = Pool(settings.by, settings.window_s, item, moment)
+            self.log_rate = negatives.log_rate(settings, pool, owner, when, offsets, candidates, label)
         order = np.argsort(when, kind="stable")
         length = np.diff(offsets)[order]
         start = np.r_[0, np.cumsum(length)]
         gather = np.repeat(offsets[:-1][order] - start[:-1], length) + np.arange(start[-1])
         self.owner, self.when, self.start = owner[order].astype(np.int32), when[order], start
         self.item, self.label = candidates[gather], label[gather]
+        if self.log_rate is not None:
+            self.log_rate = self.log_rate[gather]
+        self.has_rates = self.log_rate is not None
         self.count, self.candidates, self.has_truth = len(order), int(start[-1]), False
         self.first_s = int(self.when[0])
         self.edges = np.unique(self.when[PART_ROWS::PART_ROWS])
@@ -243,6 +253,7 @@ class Drawn:
                 self.item[here],
                 self.label[here],
                 None,
+                None if self.log_rate is None else self.log_rate[here],
             )
 
 
@@ -268,6 +279,8 @@ def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path
     }
     if source.has_truth:
         columns["candidate_probability"] = (np.float64, candidates)
+    if source.has_rates:
+        columns["candidate_log_rate"] = (np.float32, candidates)
     ids = directory / "scratch" / "ids"
     ids.mkdir()
     done = positives = last_s = 0
@@ -285,6 +298,8 @@ def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path
             out["candidate_popularity"].add(popularity(sweep.count, time, item, part))
             if part.probability is not None:
                 out["candidate_probability"].add(part.probability)
+            if part.log_rate is not None:
+                out["candidate_log_rate"].add(part.log_rate)
             new = first_shown[part.item] == never
             np.minimum.at(first_shown, part.item[new], np.repeat(part.time, part.length)[new])
             part.ids.to_frame("impression_id").write_ipc(ids / f"{at:06d}.ipc")

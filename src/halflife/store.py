@@ -15,16 +15,16 @@ import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from halflife import arrays, impressions, negatives, pretrained, pseudonyms, spill, tables
+from halflife import arrays, impressions, negatives, pools, pretrained, pseudonyms, spill, tables
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.tables import Tables
 
 Array = NDArray[Any]
 
-CODE = [Path(inspect.getfile(m)) for m in (tables, negatives, spill, impressions, arrays, pseudonyms)] + [
-    Path(__file__)
-]
+CODE = [
+    Path(inspect.getfile(m)) for m in (tables, pools, negatives, spill, impressions, arrays, pseudonyms)
+] + [Path(__file__)]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Store:
         candidate_start (int64), candidate_item (int32), candidate_label (int8): candidates as ranges.
         candidate_popularity (int32): events of the candidate strictly before the impression.
         candidate_probability (float64): the true probability, only where a simulator knows it.
+        candidate_log_rate (float32): log of how likely a draw of negatives was to take the candidate, had it
+            not been clicked (`negatives.log_rate`); where negatives were drawn and `exclude_seen` is false.
     """
 
     directory: Path
@@ -85,6 +87,11 @@ class Store:
     def n_items(self) -> int:
         """Size of the catalogue."""
         return int(self.about["items"])
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether negatives were drawn, and how likely each candidate was to be drawn is known."""
+        return (self.directory / "candidate_log_rate.npy").exists()
 
     @property
     def has_truth(self) -> bool:
@@ -168,6 +175,13 @@ def _elsewhere(error: OSError, directory: Path) -> bool:
     return not (file.is_relative_to(directory) or directory.is_relative_to(file))
 
 
+def _drawn(settings: Negatives | None) -> dict[str, Any] | None:
+    """The settings of negatives that a Store depends on: what training takes of them anew is left out."""
+    if settings is None or settings.by == "in_view":
+        return None
+    return {name: value for name, value in asdict(settings).items() if name != "fresh"}
+
+
 def open_or_build(
     source: "partial[Tables]",
     files: list[Path],
@@ -197,7 +211,7 @@ def open_or_build(
             reader,
             source.keywords,
             stats,
-            asdict(settings) if settings else None,
+            _drawn(settings),
             code.hexdigest(),
             secret and pseudonyms.pseudonym("the key of this Store", secret),
         ],
