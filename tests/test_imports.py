@@ -13,6 +13,7 @@ ORDER = [
     "settings",
     "explain",
     "tables",
+    "quality",
     "splits",
     "pools",
     "negatives",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from halflife import quality
 from halflife.draws import Fresh, InView
 from halflife.errors import InputError, choice, flag, listed, shown, text, whole
 from halflife.negatives import Negatives
@@ -319,6 +320,8 @@ class DataModule(pl.LightningDataModule):
         remote: what to fetch, or in words where to get what nobody may fetch unasked; None where there are no
             files.
         pseudonymize: replace user ids by hashes, keyed by HALFLIFE_PSEUDONYM_KEY, before anything is written.
+        checks: `report` leaves out rows that cannot be true and tells of them in the data card; `strict`
+            stops where there are any, or others that look wrong.
 
     Raises:
         InputError: for a setting out of range, a missing file, an empty split.
@@ -344,6 +347,7 @@ class DataModule(pl.LightningDataModule):
         download: bool = False,
         remote: list[Remote] | str | None = None,
         pseudonymize: bool = False,
+        checks: str = "report",
     ) -> None:
         super().__init__()
         self.batch_tokens = (
@@ -380,6 +384,7 @@ class DataModule(pl.LightningDataModule):
         if self.download and isinstance(remote, str):
             raise InputError(f"data.download must be false for this log, got true; {remote}")
         self.pseudonymize = flag("data.pseudonymize", pseudonymize)
+        self.checks = choice("data.checks", checks, ["report", "strict"])
         self._store: Store | None = None
         self._rows: dict[str, Array] | None = None
         self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
@@ -396,6 +401,8 @@ class DataModule(pl.LightningDataModule):
                     "data.age must be rank for a log without click times, got days; add data.age=rank, and "
                     "the half-life is then counted in clicks"
                 )
+            if self.checks == "strict":
+                quality.stop(store.about["quality"])
             self._store = store
         return self._store
 

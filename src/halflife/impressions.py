@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife import negatives, tables
+from halflife import negatives, quality, tables
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.pools import Pool
@@ -117,6 +117,11 @@ class Logged:
         if len(time) == 0:
             raise InputError("the log must hold at least 1 impression, got 0; check the files of data.root")
         refuse_missing_times("impressions", time.null_count())
+        rules = quality.impossible_times("impressions")
+        flags = time.to_frame().select(bad.sum().alias(name) for name, (_, bad) in rules.items())
+        frame, self.found = quality.sift(frame, flags.row(0, named=True), len(time), rules)
+        if self.found:
+            time = frame.select("timestamp_s").collect(engine="streaming").to_series()
         sorted_time = np.sort(time.to_numpy())
         self.count, self.first_s = len(sorted_time), int(sorted_time[0])
         tables.check_times("impressions", self.first_s, int(sorted_time[-1]))

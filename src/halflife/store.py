@@ -15,7 +15,7 @@ import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from halflife import arrays, impressions, negatives, pools, pretrained, pseudonyms, spill, tables
+from halflife import arrays, impressions, negatives, pools, pretrained, pseudonyms, quality, spill, tables
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.tables import Tables
@@ -23,7 +23,8 @@ from halflife.tables import Tables
 Array = NDArray[Any]
 
 CODE = [
-    Path(inspect.getfile(m)) for m in (tables, pools, negatives, spill, impressions, arrays, pseudonyms)
+    Path(inspect.getfile(m))
+    for m in (tables, quality, pools, negatives, spill, impressions, arrays, pseudonyms)
 ] + [Path(__file__)]
 
 
