@@ -72,6 +72,7 @@ def of_log(events: list[tuple[str, str, int]], tmp_path: Path, **changes: Any) -
         age="days" if log.has_click_times else "rank",
         max_history=50,
         min_history=0,
+        targets_per_history=1,
         batch_size=8,
         eval_batch_size=8,
         num_workers=0,

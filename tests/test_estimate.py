@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from halflife import losses, metrics
 from halflife.batches import Batch, DataModule
+from halflife.decay.exp_mixture import ExpMixture
 from halflife.decay.exponential import Exponential
+from halflife.decay.floor import Floor
 from halflife.decay.fourier import Fourier
 from halflife.decay.grouped import Grouped
 from halflife.decay.kernel import Kernel
@@ -191,6 +193,18 @@ def unknown(e: dict[str, Any]) -> str:
     """How an estimate without an interval says why."""
     assert (e["low"], e["high"], e["identified"]) == (None, None, False)
     return e["how"]
+
+
+def test_a_kernel_that_holds_another_one_fits_no_worse(make_log: MakeLog) -> None:
+    train = Likelihood(
+        module_of(data := log_of(make_log)), data.sample("train"), Oracle(data.store).catalogue()
+    )
+    plain = train.best().value
+    for holds in (
+        Floor(30.0, True, floor=0.6, learn_floor=True, kernel=partial(Exponential)),
+        ExpMixture(30.0, True, components=3, spread=4.0, learn_rates=False, learn_shares=True),
+    ):
+        assert train.with_decay(holds).best().value <= plain + 0.01
 
 
 def test_a_kernel_without_half_life_says_so(make_log: MakeLog) -> None:

@@ -19,7 +19,8 @@ def table(found: dict[str, Any]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from halflife.card_page import date, span
+    from halflife.card_page import date
+    from halflife.splits import duration
 
     counts, events, splits = found["counts"], found["events"], found["split"]
     out = Table(title=escape(f"Data card: {found['source']} · {found['fingerprint']}"), show_header=False)
@@ -35,8 +36,8 @@ def table(found: dict[str, Any]) -> Any:
     out.add_row("to (UTC)", date(found["timeline"]["last_s"]))
     out.add_row("events of a user, median", f"{events['per_user']['p50']:,.0f}")
     if "gap_days" in events:
-        out.add_row("gap between a user's events, median", span(events["gap_days"]["p50"]))
-        out.add_row("user span, median", span(events["user_span_days"]["p50"]))
+        out.add_row("gap between a user's events, median", duration(events["gap_days"]["p50"]))
+        out.add_row("user span, median", duration(events["user_span_days"]["p50"]))
         if events["one_sitting_share"] is not None:
             out.add_row("users of several events in one sitting", f"{events['one_sitting_share']:.1%}")
     out.add_row("events that repeat an item", f"{events['repeat_share']:.1%}")

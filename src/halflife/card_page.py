@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from halflife.splits import duration
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #5c6470; --line: #d9dde3; --paper: #fff;
   --bar: #3b6fb6; --other: #d97b29; --note: #fff4e5; }
@@ -103,20 +105,6 @@ def date(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def span(days: float | None) -> str:
-    """A time in its natural unit.
-
-    >>> span(0.5), span(400.0), span(None)
-    ('12 h', '1.1 years', 'none')
-    """
-    if days is None:
-        return "none"
-    for unit, size in (("years", 365.25), ("days", 1.0), ("h", 1 / 24), ("min", 1 / 1_440)):
-        if days >= size:
-            return f"{days / size:.3g} {unit}"
-    return f"{days * 86_400:.3g} s"
-
-
 def _safe(text: Any) -> str:
     """A word of the log, as it may stand in a page."""
     return html.escape(str(text), quote=True)
@@ -183,7 +171,7 @@ def _histogram(title: str, facts: dict[str, Any], days: bool, note: str) -> str:
         if first * 0.999 <= x <= last * 1.001
     ]
     middle = facts["p50"]
-    median = span(middle) if days else f"{middle:,.0f}"
+    median = duration(middle) if days else f"{middle:,.0f}"
     zeros = f"; {facts['zeros'] / facts['count']:.1%} are 0 and not drawn" if facts["zeros"] else ""
     picture = _svg([_bars(facts["bars"]), _words(marks)], f"{title}: histogram, median {median}")
     return _figure(picture, f"<b>{_safe(title)}</b>: median {median}{zeros}. {_safe(note)}")
@@ -256,7 +244,7 @@ def _timeline(found: dict[str, Any]) -> str:
             height = 12 if split == "val" else 24
             cuts += f'<text x="{x + aside:.1f}" y="{height}" text-anchor="{end}">{split}</text>'
         picture = _svg([_bars(counts, kind), cuts, _words(marks)], f"{title} over time")
-        step = span(line["step_s"] / 86_400)
+        step = duration(line["step_s"] / 86_400)
         dashed = "; dashed: where val and test begin" if marked else ""
         out.append(_figure(picture, f"<b>{title}</b>, a bar each {step}{dashed}."))
     return f'<div class="grid wide">{"".join(out)}</div>'
@@ -308,7 +296,7 @@ def _quantiles(found: dict[str, Any]) -> str:
     rows = []
     for name, facts, days in shown:
         values = [facts[p] for p in ("p5", "p25", "p50", "p75", "p95")]
-        rows.append([name, *(span(v) if days else "none" if v is None else f"{v:,.0f}" for v in values)])
+        rows.append([name, *(duration(v) if days else "none" if v is None else f"{v:,.0f}" for v in values)])
     share = f"{events['top_percent_share']:.1%}"
     note = f"Quantiles are right to 1 %. The hundredth of the items most used has {share} of the events; "
     note += f"{events['items_without_event']:,} items have none."

@@ -297,19 +297,18 @@ class Likelihood:
 
     def best(self) -> Point:
         """The lowest minimum found from the module's own values and from several half-lives."""
-        theta = self.start
-        if self.half_life is not None:
-            # where to go down is seen on a part of the split, the rest is one descent on all of it
-            candidates = sum(int(p.batch.candidate_mask.sum()) for p in self._parts)
-            thin = self.thinned(max(1, START_CANDIDATES * len(self.user) // max(1, candidates)))
-            lowest = thin.minimise(theta)
-            for half_life in thin.starts():
-                there = self.at_half_life(lowest.theta, half_life)
-                rough = thin.minimise(there, held=[self.half_life], steps=3)
-                if rough.value < lowest.value - ENOUGH:
-                    lowest = thin.minimise(rough.theta)
-            theta = lowest.theta
-        found = self.minimise(theta)
+        # where to go down is seen on a part of the split, the rest is one descent on all of it
+        candidates = sum(int(p.batch.candidate_mask.sum()) for p in self._parts)
+        thin = self.thinned(max(1, START_CANDIDATES * len(self.user) // max(1, candidates)))
+        lowest = thin.minimise(self.start)
+        own = torch.tensor(["decay." in name for name in self.names])
+        for half_life in thin.starts() if self.half_life is not None else []:
+            # shapes as they began: those of the first minimum may have put an end to fading
+            there = self.at_half_life(torch.where(own, self.start, lowest.theta), half_life)
+            rough = thin.minimise(there, held=[str(self.half_life)], steps=3)
+            if rough.value < lowest.value - ENOUGH:
+                lowest = thin.minimise(rough.theta)
+        found = self.minimise(lowest.theta)
         for _ in range(PRIOR_STEPS):
             if self._update_prior(found.theta) < PRIOR_STILL:
                 break
@@ -370,10 +369,22 @@ def _part(batch: Batch, vectors: Tensor, bilinear: bool) -> _Part:
 
 
 def _step(bend: Tensor, slope: Tensor, damping: float) -> Tensor:
-    """−(H + damping · diag H)⁻¹ g; zero where the curvature is not finite."""
+    """−(H + damping · diag H + r I)⁻¹ g; zero where the curvature is not finite.
+
+    Free parameters are logarithms, or of that size, and none moves by more than 1 at once. r is the least of
+    a few that see to it: it holds back directions in which the likelihood is flat, and leaves steep ones be.
+
+    Source: Conn, Gould & Toint, Trust-Region Methods (2000), section 7.3.
+    """
     if not torch.isfinite(bend).all():
         return torch.zeros_like(slope)
     size = bend.diagonal().abs().clamp_min(1e-8).sqrt()
-    scaled = bend / torch.outer(size, size) + damping * torch.eye(len(slope), dtype=bend.dtype)
-    step = -torch.linalg.lstsq(scaled, slope / size, driver="gelsd").solution / size
-    return step / step.abs().max().clamp_min(1.0)  # logarithms: at most a factor e at once
+    eye = torch.eye(len(slope), dtype=bend.dtype)
+    damped = bend + damping * torch.diag(size**2)
+    step = torch.zeros_like(slope)
+    for held in (0.0, *torch.logspace(-8, 0, 17, dtype=slope.dtype).tolist()):
+        scaled = (damped + held * float(slope.abs().max()) * eye) / torch.outer(size, size)
+        step = -torch.linalg.lstsq(scaled, slope / size, driver="gelsd").solution / size
+        if float(step.abs().max()) <= 1:
+            break
+    return step / step.abs().max().clamp_min(1.0)

@@ -213,7 +213,7 @@ def pretrain(
         "task.held_out": f"{held_out:g}",
         "seed": str(cfg.seed),
         "data": f"the log with fingerprint {data.store.about['fingerprint']}",
-        "data.split": f"val {data.val_share:g}, test {data.test_share:g}",
+        "data.split": data.split.name,
         "model.pretrained": f"the model with weights {pretrained.weights_key(source)[:16]}",
         "model.max_tokens": str(longest),
     }

@@ -220,3 +220,17 @@ def _moment(text: str) -> int:
     """
     moment = datetime.fromisoformat(text)
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def duration(days: float | None) -> str:
+    """A time in its natural unit.
+
+    >>> duration(0.5), duration(400.0), duration(None)
+    ('12 h', '1.1 years', 'none')
+    """
+    if days is None:
+        return "none"
+    for unit, size in (("years", 365.25), ("days", 1.0), ("h", 1 / 24), ("min", 1 / 1_440)):
+        if days >= size:
+            return f"{days / size:.3g} {unit}"
+    return f"{days * 86_400:.3g} s"

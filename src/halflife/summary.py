@@ -18,6 +18,7 @@ from halflife import losses, metrics
 from halflife.loggers import log_results
 from halflife.ranges import ranges
 from halflife.recommender import Recommender
+from halflife.splits import duration
 from halflife.store import Store
 from halflife.tables import DAY_S
 from halflife.tracking import Speed, write_table
@@ -283,6 +284,8 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     half_life = estimate[f"half_life_{unit}"]
     name = f"half-life ({unit}), {estimate['kernel']}"
     if half_life is not None:
+        if unit == "days" and half_life < 0.1:
+            name += f" ({duration(half_life)})"
         interval = (
             f"{estimate['low']:.3g} – {estimate['high']:.3g}" if estimate["low"] is not None else "fixed"
         )

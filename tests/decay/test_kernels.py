@@ -231,7 +231,8 @@ def test_padding_of_infinite_age_leaves_no_trace(name: str, dtype: torch.dtype) 
         kernel.zero_grad()
         log_weight = kernel(padded)
         assert torch.isfinite(log_weight).all()
-        assert torch.equal(log_weight[real], kernel(ages))
+        # to the last bit but one: a product with a vector may add up in another order
+        torch.testing.assert_close(log_weight[real], kernel(ages), rtol=0, atol=1e-6)
         if log_weight.requires_grad:
             log_weight.exp()[real].sum().backward()
         assert all(torch.isfinite(p.grad).all() for p in kernel.parameters() if p.grad is not None)

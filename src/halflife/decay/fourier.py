@@ -65,7 +65,8 @@ class Fourier(Kernel):
         phase = time.unsqueeze(-1) * order * (math.pi / (len(order) - 1))
         # A constant has no sine. The square root's gradient at 0 is infinite, so it starts a hair above.
         amplitudes = torch.sqrt(self.cosines[1:].square() + self.sines.square() + 1e-20)
-        series = (self.cosines * phase.cos()).sum(-1) - (self.sines * phase[..., 1:].sin()).sum(-1)
+        # products with vectors, since the refit takes slopes in all coefficients at once
+        series = phase.cos() @ self.cosines.to(age.dtype) - phase[..., 1:].sin() @ self.sines.to(age.dtype)
         return series / (self.cosines[0].abs() + amplitudes.sum())
 
     def log_weight(self, age: Tensor) -> Tensor:

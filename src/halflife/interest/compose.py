@@ -1,5 +1,7 @@
 """The interest contract, and the compositions: how a log-weight enters what a click counts."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +65,7 @@ class Interest(nn.Module):
 
     def score(self, user: Tensor, candidates: Tensor) -> Tensor:
         """scale · u·v_c + bias; (B, dim) and (B, C, dim) → (B, C)."""
-        return self.log_scale.exp() * torch.einsum("bd,bcd->bc", user, candidates) + self.bias
+        return self.log_scale.exp() * weighted_sum(user, candidates.transpose(1, 2)) + self.bias
 
 
 class Composed(Interest):
@@ -112,6 +114,62 @@ class Composed(Interest):
         else:
             log_share = faded.log_softmax(-1)
         return log_share.exp() * mask  # the mask again: an empty history has only padded places
+
+
+def weighted_sum(weight: Tensor, vectors: Tensor) -> Tensor:
+    """Σ_k w_k v_k, as `torch.einsum("bk,bkd->bd", weight, vectors)`, many tangents at once.
+
+    Shape: (B, K) and (B, K, d) → (B, d).
+    """
+    found: Tensor = _WeightedSum.apply(weight, vectors)
+    return found
+
+
+class _WeightedSum(torch.autograd.Function):
+    """The refit takes derivatives in all its parameters at once, by `vmap` over the weights. Torch's own rule
+    copies the vectors once a parameter; here the parameters are rows of one matrix product.
+    """
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(weight: Tensor, vectors: Tensor) -> Tensor:
+        return (weight.unsqueeze(-2) @ vectors).squeeze(-2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if grad is None:
+            return None, None
+        weight, vectors = ctx.saved_tensors
+        to_weight, to_vectors = ctx.needs_input_grad
+        return (
+            weighted_sum(grad, vectors.transpose(-2, -1)) if to_weight else None,
+            weight.unsqueeze(-1) * grad.unsqueeze(-2) if to_vectors else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, of_weight: Tensor | None, of_vectors: Tensor | None) -> Tensor | None:
+        weight, vectors = ctx.saved_tensors
+        found = None if of_weight is None else weighted_sum(of_weight, vectors)
+        if of_vectors is None:
+            return found
+        other = weighted_sum(weight, of_vectors)
+        return other if found is None else found + other
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], weight: Tensor, vectors: Tensor) -> Any:
+        at_weight, at_vectors = in_dims
+        if at_vectors is None:  # (B, P, K) @ (B, K, d): the vectors once
+            return weight.movedim(at_weight or 0, -2) @ vectors, weight.ndim - 2
+        vectors = vectors.movedim(at_vectors, 0)
+        weight = weight.movedim(at_weight, 0) if at_weight is not None else weight.unsqueeze(0)
+        return (weight.unsqueeze(-2) @ vectors).squeeze(-2), 0
 
 
 def projection(dim: int) -> nn.Linear:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from halflife.interest.compose import Composed
+from halflife.interest.compose import Composed, weighted_sum
 
 
 class Pool(Composed):
@@ -36,4 +36,4 @@ class Pool(Composed):
         self, history: Tensor, log_weight: Tensor, mask: Tensor, candidates: Tensor, age: Tensor
     ) -> Tensor:
         share = self.share(torch.zeros_like(log_weight), log_weight, mask)
-        return self.score(torch.einsum("bh,bhd->bd", share, history), candidates)
+        return self.score(weighted_sum(share, history), candidates)
