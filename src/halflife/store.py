@@ -1,8 +1,10 @@
 """Tables to Store: memory-mapped arrays, content-addressed, built in one go or not at all."""
 
+import errno
 import hashlib
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,6 +28,9 @@ CODE = [
     Path(inspect.getfile(m))
     for m in (tables, quality, pools, negatives, spill, impressions, arrays, pseudonyms)
 ] + [Path(__file__)]
+
+
+FULL = os.strerror(errno.ENOSPC)
 
 
 @dataclass(frozen=True)
@@ -155,16 +160,20 @@ def once(place: Path, write: Callable[[Path], None]) -> None:
             temporary.mkdir()
             try:
                 write(temporary)
+                temporary.rename(place)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-            temporary.rename(place)
-    except OSError as error:
-        if _elsewhere(error, place.parent):
+    except (OSError, pl.exceptions.ComputeError) as error:
+        if isinstance(error, OSError):
+            mine, why = not _elsewhere(error, place.parent), error.strerror or error
+        else:  # how Polars tells of a disk that fills while it writes Parquet
+            mine, why = FULL in str(error), FULL
+        if not mine:
             raise
         raise InputError(
-            f"data.cache_dir must be a directory that can be written, got {place.parent} "
-            f"({error.strerror or error}); give another one or free some space"
+            f"data.cache_dir must be a directory that can be written, got {place.parent} ({why}); give "
+            "another one or free some space"
         ) from error
 
 
