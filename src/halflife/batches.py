@@ -1,5 +1,6 @@
 """Store to Batch: each distinct item once, histories as ranges, and the one DataModule."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -95,6 +96,25 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.impression)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All tensors on end in one: a loader's worker hands over one file of shared memory, not one each."""
+        have = {f.name: getattr(self, f.name) for f in fields(self)}
+        # the widest first, so that each begins where its type may
+        real = sorted(
+            ((n, v) for n, v in have.items() if v is not None), key=lambda nv: -nv[1].element_size()
+        )
+        flat = torch.cat([v.contiguous().reshape(-1).view(torch.uint8) for _, v in real])
+        return {"flat": flat, "parts": [(name, v.dtype, tuple(v.shape)) for name, v in real]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, None)
+        start = 0
+        for name, dtype, shape in state["parts"]:
+            end = start + math.prod(shape) * dtype.itemsize
+            object.__setattr__(self, name, state["flat"][start:end].view(dtype).view(shape))
+            start = end
 
 
 class Impressions(Dataset[Batch]):
