@@ -280,3 +280,22 @@ def test_the_refit_estimates_how_far_groups_differ_and_tells_the_module(make_log
     half_lives = estimate(module, None)["half_lives"]
     assert set(half_lives) == set(TOPICS)
     assert all(abs(math.log(h / PLANTED_DAYS)) < 0.5 for h in half_lives.values())
+
+
+def test_groups_have_intervals_that_hold_what_was_planted_and_are_as_wide_as_the_prior_without_data(
+    make_log: MakeLog,
+) -> None:
+    data = log_of(make_log, 3)
+    kernel = Grouped(2.0, True, "category", True, sd=0.5, estimate_sd=False, kernel=partial(Exponential))
+    kernel.bind(data.store)
+    kernel.names.append("nobody reads it")
+    kernel.deviation = torch.nn.Parameter(torch.zeros(len(kernel.names)))
+    found = fit(data, kernel)[2]
+    intervals = found["half_lives_intervals"]
+    empty = intervals.pop("nobody reads it")
+    held = [low < PLANTED_DAYS < high for low, high in intervals.values()]
+    assert len(held) == len(TOPICS)
+    assert sum(held) >= len(TOPICS) - 2
+    width = math.log(empty[1] / empty[0]) / 2 / 1.96
+    assert width == pytest.approx(math.hypot(0.5, found["sd_log_half_life"]), rel=0.02)
+    assert all(math.log(high / low) / 2 / 1.96 < 0.45 for low, high in intervals.values())

@@ -305,7 +305,7 @@ def test_a_group_of_candidates_fades_at_its_own_half_life(make: Make, small_log:
         kernel.deviation.copy_(torch.linspace(-1, 1, len(kernel.names)))
     module, plain = make("id", candidate_decay=kernel), make("id")
     batch = dataset_of(small_log, module)[some_rows(small_log)]
-    half_life = torch.tensor(list(kernel.half_lives().values()))[batch.category[batch.candidates]]
+    half_life = torch.stack(list(kernel.half_lives().values()))[batch.category[batch.candidates]]
     expected = -math.log(2) * batch.candidate_age / half_life
     torch.testing.assert_close(module(batch) - plain(batch), expected, atol=1e-4, rtol=1e-4)
 

@@ -78,6 +78,15 @@ def test_a_run_writes_its_directory_and_prints_its_table(finished: tuple[Path, s
     assert (directory / "summary.txt").read_text().strip() in out
 
 
+def test_a_half_life_for_each_category_falls_out_of_one_yaml(tmp_path: Path) -> None:
+    out = run(tmp_path, "model=topics", "decay=by_category", "trainer.max_epochs=1", "hydra.run.dir=run")
+    found = json.loads((tmp_path / "run" / "decay.json").read_text())
+    for name, half_life in found["half_lives"].items():
+        low, high = found["half_lives_intervals"][name]
+        assert low < half_life < high
+        assert re.search(rf"{name} +│ +{half_life:.3g} │ +{low:.3g} – {high:.3g}", out)
+
+
 def test_metrics_hold_every_key_that_the_design_names(finished: tuple[Path, str]) -> None:
     found = json.loads((finished[0] / "metrics.json").read_text())
     for key in (

@@ -93,7 +93,8 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
 
     log h ± 1.96 · sd, with sd² = ∇ᵀ H⁻¹ G H⁻¹ ∇: ∇ the slope of log h in the free parameters, H the Hessian
     of −log L, G = Σ_users g_u g_uᵀ the sum over users of the outer products of their summed
-    gradients. Item vectors are held as they are, so the error that the text brings in is not in the interval.
+    gradients (and the prior's curvature: see `sandwich`). The half-lives of groups alike. Item vectors are
+    held as they are, so the error that the text brings in is not in the interval.
 
     Args:
         module: after `refit`.
@@ -118,7 +119,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         "parameters": {n: p.detach().tolist() for n, p in module.decay.named_parameters()},
     }
     if groups := module.decay.half_lives():
-        out["half_lives"] = groups
+        out["half_lives"] = {name: float(h.detach()) for name, h in groups.items()}
     if module.candidate_decay is not None and module.candidate_decay.half_life is not None:
         out["candidate_half_life_days"] = float(module.candidate_decay.half_life.detach())
     if value is None:
@@ -128,45 +129,76 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     if fit is None or not any(p.requires_grad for p in module.decay.parameters()):
         return {**out, "how": "fixed by the configuration, not estimated"}
     out["log_likelihood_over_no_decay"] = fit.gain
-    sd, why = sd_log_half_life(module.decay, fit)
-    if sd is None:
+    variance = sandwich(fit)
+    if variance is None:
+        sd, why = None, "the training loss has no minimum in the half-life"
+    else:
+        sd, why = sd_log_half_life(module.decay, fit, variance)
+    if sd is None or variance is None:
         return {**out, f"half_life_{module.unit}": None, "how": f"not identified: {why}"}
     how = (
         f"gradient descent, then the minimum of −log L; {LEVEL:.0%} Wald interval of the logarithm, sandwich "
         "variance clustered by user over decay, scale, bias and sink, item vectors held fixed"
     )
+    intervals = {}
+    for name, h in groups.items():
+        slope = slope_in(h.log(), module.decay, fit)
+        if slope is not None and math.isfinite(sd_group := float((slope @ variance @ slope).sqrt())):
+            intervals[name] = [float(h.detach()) * math.exp(sign * Z * sd_group) for sign in (-1, 1)]
+    if intervals:
+        out["half_lives_intervals"] = intervals
     low, high = value * math.exp(-Z * sd), value * math.exp(Z * sd)
     return {**out, "low": low, "high": high, "sd_log_half_life": sd, "identified": True, "how": how}
 
 
-def sd_log_half_life(decay: Kernel, fit: Fit) -> tuple[float | None, str]:
+def sandwich(fit: Fit) -> Tensor | None:
+    """Variance of the free parameters, H⁻¹ (G + Λ) H⁻¹, (P, P); None where H is not that of a minimum.
+
+    Λ is the Hessian of −log prior: what a prior says counts as one more observation, so that a group which
+    the log hardly shows is as uncertain as its prior, not certain.
+
+    Args:
+        fit: of `fit_likelihood`.
+    """
+    if not torch.isfinite(fit.bend).all() or float(torch.linalg.eigvalsh(fit.bend)[0]) <= 0:
+        return None
+    gradient = fit.gradient - fit.gradient.mean(0)
+    _, owner = np.unique(fit.likelihood.user.numpy(), return_inverse=True)
+    per_user = torch.zeros(int(owner.max()) + 1, gradient.shape[1], dtype=torch.float64)
+    per_user.index_add_(0, torch.from_numpy(owner), gradient)
+    inverse = torch.linalg.inv(fit.bend)
+    _, prior = fit.likelihood.prior(fit.point.theta)
+    return inverse @ (per_user.T @ per_user + prior) @ inverse
+
+
+def slope_in(value: Tensor, decay: Kernel, fit: Fit) -> Tensor | None:
+    """Slope of a function of the kernel's parameters in what is free, (P,); None where it has none."""
+    names = fit.likelihood.names
+    learned = {n: p for n, p in decay.named_parameters() if f"decay.{n}" in names}
+    if not value.requires_grad or not learned:
+        return None
+    slopes = torch.autograd.grad(value, list(learned.values()), retain_graph=True, allow_unused=True)
+    slope = torch.zeros(len(names), dtype=torch.float64)
+    for name, found in zip(learned, slopes, strict=True):
+        if found is not None:
+            at = [i for i, n in enumerate(names) if n == f"decay.{name}"]
+            slope[at] = found.reshape(-1).double().cpu()
+    return slope
+
+
+def sd_log_half_life(decay: Kernel, fit: Fit, variance: Tensor) -> tuple[float | None, str]:
     """Sandwich standard deviation of the log half-life, or None and the reason.
 
     Args:
         decay: at the values of the fit.
         fit: of `fit_likelihood`.
+        variance: of `sandwich`.
     """
-    likelihood = fit.likelihood
-    gradient = fit.gradient - fit.gradient.mean(0)
-    _, owner = np.unique(likelihood.user.numpy(), return_inverse=True)
-    per_user = torch.zeros(int(owner.max()) + 1, gradient.shape[1], dtype=torch.float64)
-    per_user.index_add_(0, torch.from_numpy(owner), gradient)
-    if not torch.isfinite(fit.bend).all() or float(torch.linalg.eigvalsh(fit.bend)[0]) <= 0:
-        return None, "the training loss has no minimum in the half-life"
-    inverse = torch.linalg.inv(fit.bend)
-    variance = inverse @ (per_user.T @ per_user) @ inverse
-
-    half_life = decay.half_life
-    learned = {n: p for n, p in decay.named_parameters() if f"decay.{n}" in likelihood.names}
-    if half_life is None or not half_life.requires_grad or not learned:
+    slope = None if decay.half_life is None else slope_in(decay.half_life.log(), decay, fit)
+    if slope is None:
         return None, "the half-life does not depend on what is learned"
-    slopes = torch.autograd.grad(half_life.log(), list(learned.values()), allow_unused=True)
-    slope = torch.zeros(len(likelihood.names), dtype=torch.float64)
-    for name, found in zip(learned, slopes, strict=True):
-        if found is not None:
-            at = [i for i, n in enumerate(likelihood.names) if n == f"decay.{name}"]
-            slope[at] = found.reshape(-1).double().cpu()
-    move = -float(slope @ inverse @ fit.gradient.sum(0))
+    prior, _ = fit.likelihood.prior(fit.point.theta)
+    move = -float(slope @ torch.linalg.solve(fit.bend, fit.gradient.sum(0) + prior))
     if abs(move) > STILL_MOVING:
         return None, f"the training loss keeps falling as the half-life {'grows' if move > 0 else 'shrinks'}"
     sd = float((slope @ variance @ slope).clamp_min(0).sqrt())

@@ -131,6 +131,10 @@ class Likelihood:
     def _log_prior(self, theta: Tensor) -> Tensor:
         return self._score(theta, None)
 
+    def prior(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope (P,) and Hessian (P, P) of −log prior."""
+        return -grad(self._log_prior)(theta), -hessian(self._log_prior)(theta)
+
     def _each(self, score: Tensor, part: _Part) -> Tensor:
         """Negative log-likelihood of each impression."""
         return self._loss(score, part.batch.label, part.batch.candidate_mask, reduction="sum")
@@ -154,8 +158,7 @@ class Likelihood:
         Source: Schraudolph, Fast Curvature Matrix-Vector Products (Neural Computation 2002), section 3.
         """
         value = -float(self._log_prior(theta))
-        slope = -grad(self._log_prior)(theta)
-        bend = -hessian(self._log_prior)(theta)
+        slope, bend = self.prior(theta)
         for part, w in zip(self._parts, self._weights(weight), strict=True):
 
             def scored(t: Tensor, part: _Part = part) -> tuple[Tensor, Tensor]:
@@ -184,7 +187,7 @@ class Likelihood:
 
     def exact(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The slope of each impression's nll, (impressions, P), and the Hessian of −log L, (P, P)."""
-        bend = -hessian(self._log_prior)(theta)
+        bend = self.prior(theta)[1]
         slopes = []
         for part in self._parts:
 

@@ -61,7 +61,7 @@ def multirun_table(done: list[tuple[list[str], dict[str, Any]]]) -> Any:
     }
     columns["popularity AUC"] = "baseline/popularity/auc"
     table = Table(title=f"Test, {len(done)} runs · {' '.join(sorted(common))}".rstrip(" ·"))
-    table.add_column("setting")
+    table.add_column("setting", overflow="fold")
     table.add_column("seeds", justify="right")
     for name in columns:
         table.add_column(name, justify="right")
@@ -71,8 +71,8 @@ def multirun_table(done: list[tuple[list[str], dict[str, Any]]]) -> Any:
             values = np.array([r[key] for r in runs if key in r], float)
             if len(values) == 0:
                 cells.append("")
-            elif len(values) == 1:
-                cells.append(f"{values[0]:.4g}")
+            elif len(values) == 1 or (key.startswith("baseline/") and np.ptp(values) == 0):
+                cells.append(f"{values[0]:.4g}")  # the baseline of one log is the same with every seed
             else:
                 half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
                 cells.append(f"{values.mean():.4g} ± {half:.2g}")

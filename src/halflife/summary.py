@@ -296,7 +296,9 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
         table.add_row(name, "not identified", "", "", "")
     groups = estimate.get("half_lives", {})
     for group, value in list(groups.items())[:GROUPS_SHOWN]:
-        table.add_row(f"  {group}", f"{value:.3g}", "", "", "")
+        ends = estimate.get("half_lives_intervals", {}).get(group)
+        interval = f"{ends[0]:.3g} – {ends[1]:.3g}" if ends else ""
+        table.add_row(f"  {group}", f"{value:.3g}", interval, "", "")
     if len(groups) > GROUPS_SHOWN:
         table.add_row(f"  and {len(groups) - GROUPS_SHOWN} more in decay.json", "", "", "", "")
     if "candidate_half_life_days" in estimate:

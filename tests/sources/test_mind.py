@@ -145,9 +145,13 @@ def test_unknown_news_in_a_history_are_dropped_and_counted(tmp_path):
     assert tables.dropped[mind.UNKNOWN_CLICKS] == 1
 
 
-def test_the_longest_of_differing_histories_is_taken_and_the_others_counted(tmp_path):
-    tables = mind.read(write(tmp_path, TRAIN.replace("N1 N2\tN5-1", "N1 N2 N3\tN5-1")))
-    assert [item for item, _ in clicks(tables, "U1")] == ["N1", "N2", "N3"]
+def test_a_history_that_grows_within_a_file_is_the_one_at_the_first_impression(tmp_path):
+    """A later one would show an impression what was clicked after it."""
+    lines = TRAIN.splitlines()
+    first = next(line for line in lines if line.split("\t")[1] == "U1").split("\t")
+    later = ["9", "U1", first[2].replace("11/11/2019", "11/12/2019"), f"{first[3]} N3", first[4]]
+    tables = mind.read(write(tmp_path, "\n".join(["\t".join(later), *lines]) + "\n"))
+    assert [item for item, _ in clicks(tables, "U1")] == first[3].split()
     assert tables.dropped[mind.OTHER_HISTORIES] == 1
 
 

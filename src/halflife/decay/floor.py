@@ -92,5 +92,5 @@ class Floor(Kernel):
             {n.removeprefix("kernel."): v for n, v in variance.items() if n.startswith("kernel.")}
         )
 
-    def half_lives(self) -> dict[str, float]:
+    def half_lives(self) -> dict[str, Tensor]:
         return self.kernel.half_lives()

@@ -188,14 +188,14 @@ class Grouped(Kernel):
             self.log_sd.copy_(log_sd)
         return moved
 
-    def half_lives(self) -> dict[str, float]:
+    def half_lives(self) -> dict[str, Tensor]:
         """h·e^(δ_g) by the group's name; of more than `MOST_NAMES` groups, quantiles by theirs."""
         if self.half_life is None:
             raise AssertionError("a kernel without half-life is refused above")
-        each = (self.half_life * self.deviation.exp()).detach().cpu()
+        each = self.half_life * self.deviation.exp()
         if len(each) <= MOST_NAMES:
-            found = dict(zip(self.names, each.tolist(), strict=True))
+            found = dict(zip(self.names, each.unbind(), strict=True))
         else:
-            at = torch.quantile(each, torch.tensor(QUANTILES, dtype=each.dtype)).tolist()
+            at = torch.quantile(each, each.new_tensor(QUANTILES)).detach().unbind()
             found = {f"quantile {q:g}": v for q, v in zip(QUANTILES, at, strict=True)}
         return {**self.kernel.half_lives(), **found}

@@ -114,8 +114,10 @@ class Kernel(nn.Module):
         """
         return 0.0
 
-    def half_lives(self) -> dict[str, float]:
-        """The half-life of each group by its name, in the unit of the ages; empty where there is but one."""
+    def half_lives(self) -> dict[str, Tensor]:
+        """The half-life of each group by its name, in the unit of the ages, with gradient; empty where there
+        is but one.
+        """
         return {}
 
     def forward(self, age: Tensor) -> Tensor:

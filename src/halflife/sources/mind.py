@@ -13,7 +13,7 @@ from halflife.sources.text_files import Rule, filled, scan_tsv
 from halflife.tables import Tables
 
 UNKNOWN_CLICKS = "history clicks on news not in news.tsv"
-OTHER_HISTORIES = "shorter histories of a user whose history differs within a file"
+OTHER_HISTORIES = "later histories of a user whose history changes within a file"
 UNTIMED_CLICKS = "history clicks without a time"
 RECONSTRUCTED = (
     "Click times are reconstructed: a click has its impression's time; those before the week are left out."
@@ -46,9 +46,11 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
     The log holds real impressions with their second, taken as UTC, and a history of clicks before them that
     has an order but no times: `has_click_times` is False, and the `timestamp_s` of a history click encodes
     its order alone. A user's history is placed one second a click, its newest just before the first
-    impression of the folder, over all users. Where a later folder's history begins with the earlier one, only
-    what is new is appended, just before that folder's first impression; where it does not, the whole later
-    history is appended after the earlier one, so that cutting to the newest keeps the right clicks.
+    impression of the folder, over all users; where a folder has several, the one at the user's first
+    impression, since a later one may look ahead of earlier impressions. Where a later folder's history begins
+    with the earlier one, only what is new is appended, just before that folder's first impression; where it
+    does not, the whole later history is appended after the earlier one, so that cutting to the newest keeps
+    the right clicks.
 
     Args:
         files: the paths; those named news.tsv and behaviors.tsv are read, paired by folder, others are left
@@ -191,13 +193,20 @@ def _impressions(folder: _Folder, prefix: bool) -> pl.LazyFrame:
 
 
 def _histories(folder: _Folder) -> pl.DataFrame:
-    """`user_id, history, others`: the longest history of each user, and how many other ones were met."""
+    """`user_id, history, others`: each user's history at their first impression, how many others.
+
+    The publisher's are one a user. In a log of this layout whose histories grow, a later one holds clicks
+    that earlier impressions must not see.
+    """
     length = pl.col("history").str.count_matches(" ", literal=True)
     return (
-        folder.log.select("user_id", pl.col("history").str.replace_all(r"\s+", " ").str.strip_chars())
-        .unique()
+        folder.log.select(
+            "user_id", "timestamp_s", history=pl.col("history").str.replace_all(r"\s+", " ").str.strip_chars()
+        )
+        .group_by("user_id", "history")
+        .agg(pl.col("timestamp_s").min())
         .group_by("user_id")
-        .agg(pl.col("history").sort_by(length, "history").last(), others=pl.len() - 1)
+        .agg(pl.col("history").sort_by("timestamp_s", length, "history").first(), others=pl.len() - 1)
         .collect(engine="streaming")
     )
 
