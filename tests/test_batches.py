@@ -1,5 +1,6 @@
 """A batch says of its impressions what the Store says, each item once; the loader shows every row once."""
 
+import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -239,6 +240,20 @@ def test_a_batch_moves_whole_whether_or_not_it_has_tokens(small_log: DataModule,
         assert {
             getattr(moved, f.name).device.type for f in fields(Batch) if getattr(moved, f.name) is not None
         } == {"meta"}
+        small_log.tokens = small_log.store.tokens(str(tiny_bert), 16)
+
+
+def test_a_pickled_batch_is_the_same_and_holds_one_tensor(small_log: DataModule, tiny_bert: Path) -> None:
+    for rows in (small_log.rows("val")[:5], small_log.rows("val")[:1]):
+        for rate in (None, torch.tensor(-0.5)):
+            batch = replace(small_log.impressions()[rows], log_rate=rate)
+            back = pickle.loads(pickle.dumps(batch))
+            assert same(back, batch)
+            for f in fields(Batch):
+                one, other = getattr(batch, f.name), getattr(back, f.name)
+                assert (one is None) == (other is None)
+                assert one is None or (one.dtype, one.shape) == (other.dtype, other.shape)
+            assert len({getattr(back, n).untyped_storage().data_ptr() for n in ("item", "age", "label")}) == 1
         small_log.tokens = small_log.store.tokens(str(tiny_bert), 16)
 
 

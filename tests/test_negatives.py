@@ -1,17 +1,29 @@
 """Sampled negatives are fair: alive at the moment, no click of the same second, drawn as the settings say."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halflife import recommender
+from halflife.arrays import build
+from halflife.batches import DataModule, Impressions
+from halflife.cli import CONFIG_DIR
+from halflife.draws import Fresh, InView
 from halflife.errors import InputError
-from halflife.negatives import Negatives, baskets, sample
-from halflife.tables import DAY_S
+from halflife.negatives import Negatives, baskets, log_rate, sample
+from halflife.pools import Pool
+from halflife.store import Store
+from halflife.tables import DAY_S, Tables
 
 DEFAULTS = {
     "per_positive": 2,
@@ -21,7 +33,7 @@ DEFAULTS = {
     "max_positives": 3,
     "seed": 0,
 }
-BY = pytest.mark.parametrize("by", ["popularity", "uniform"])
+BY = pytest.mark.parametrize("by", ["popularity", "alive", "uniform"])
 SEEN = pytest.mark.parametrize("exclude_seen", [False, True])
 EVENT = st.tuples(st.integers(0, 3), st.integers(0, 12), st.integers(0, 9))  # user, day, item
 LOG = st.lists(EVENT, min_size=1, max_size=60)
@@ -112,7 +124,7 @@ def test_every_impression_is_what_the_settings_say(
         # no click of the same second, no item twice, none that had not been there strictly before
         assert not set(one.negatives) & basket
         assert len(set(one.negatives)) == len(one.negatives) <= per * len(one.positives)
-        low = one.time - int(window * DAY_S) if by == "popularity" else -1
+        low = one.time - int(window * DAY_S) if by != "uniform" else -1
         before = [i for _, t, i in log if low <= t < one.time]
         pool = before if by == "popularity" else sorted(set(before))
         assert set(one.negatives) <= set(pool)
@@ -225,8 +237,251 @@ def test_the_place_of_a_candidate_says_nothing_about_its_label() -> None:
         ("max_positives", "10"),
         ("seed", 1.5),
         ("exclude_seen", "maybe"),
+        ("fresh", "maybe"),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^data\.negatives\.{name} must be .*, got {value}; "):
         Negatives(**(DEFAULTS | {name: value}))
+
+
+# --- alive at that time
+
+
+ALIVE_EVENT = st.tuples(st.integers(0, 5), st.integers(0, 60))  # item, second
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    events=st.lists(ALIVE_EVENT, min_size=1, max_size=40),
+    window=st.integers(1, 25),
+    by=st.sampled_from(["popularity", "alive", "uniform"]),
+    moments=st.lists(st.integers(-5, 70), min_size=1, max_size=5),
+)
+def test_a_pool_is_what_a_loop_over_the_events_finds(
+    events: list[tuple[int, int]], window: int, by: str, moments: list[int]
+) -> None:
+    item, time = (np.array(column, np.int64) for column in zip(*events, strict=True))
+    pool = Pool(by, window, item, time)
+    grid = (np.arange(4000) + 0.5) / 4000
+    for now in moments:
+        low = now - window if by != "uniform" else -(10**6)
+        inside = [i for i, t in events if low <= t < now]
+        weight = Counter(inside) if by == "popularity" else Counter(set(inside))
+        got = pool.draw(grid, np.full(len(grid), now))
+        assert set(got[got >= 0].tolist()) == set(weight)
+        chance = pool.chance(np.arange(6), np.full(6, now))
+        expected = [weight[i] / max(sum(weight.values()), 1) for i in range(6)]
+        assert chance == pytest.approx(expected)
+        if weight:  # what is not refused is drawn by its weight
+            drawn = np.bincount(got[got >= 0], minlength=6) / (got >= 0).sum()
+            assert drawn == pytest.approx(expected, abs=0.02)
+
+
+def test_hardly_any_draw_of_the_items_alive_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    item, time = rng.integers(0, 500, 20_000), rng.integers(0, 100 * DAY_S, 20_000)
+    pool = Pool("alive", 3 * DAY_S, item, time)
+    got = pool.draw(rng.random(5000), rng.integers(5 * DAY_S, 100 * DAY_S, 5000))
+    assert (got >= 0).mean() > 0.75
+
+
+# --- calibration
+
+
+ITEMS_TAKEN = 150
+
+
+def simulated(seed: int, moments: int) -> tuple[Any, Any, Any, Any]:
+    """A log in which at every second another user takes one item, by known shares, behind one of each."""
+    share = 1 / (np.arange(ITEMS_TAKEN) + 10)
+    share /= share.sum()
+    rng = np.random.default_rng(seed)
+    item = np.r_[np.arange(ITEMS_TAKEN), rng.choice(ITEMS_TAKEN, moments, p=share)].astype(np.int32)
+    return np.arange(len(item), dtype=np.int32), item, np.arange(len(item), dtype=np.int64), share
+
+
+@pytest.mark.parametrize("by", ["popularity", "alive", "uniform"])
+def test_a_model_of_the_sample_corrected_by_the_rate_tells_the_true_chances(by: str) -> None:
+    user, item, time, share = simulated(seed=5, moments=60_000)
+    drawing = Negatives(
+        **(DEFAULTS | {"by": by, "per_positive": 3, "window_days": 5000 / DAY_S, "max_positives": 1})
+    )
+    who, when, offsets, shown, label, given_up = sample(drawing, user, item, time, ITEMS_TAKEN)
+    rate = log_rate(drawing, Pool(by, 5000, item, time), who, when, offsets, shown, label)
+    late = (np.repeat(when, np.diff(offsets)) > 6000) & np.isfinite(rate)
+    shown, label, rate = shown[late], label[late], rate[late]
+    assert given_up < 0.001 * len(shown)
+    clicks, others = (np.bincount(shown, label == y, minlength=ITEMS_TAKEN) for y in (1, 0))
+    score = np.log(clicks / others)  # the best model of the sample: it knows every item's odds there
+    found = np.bincount(shown, 1 / (1 + np.exp(-score[shown] - rate))) / np.bincount(shown)
+    for part in np.array_split(np.arange(ITEMS_TAKEN), 6):  # a sixth of the items: 3,000 clicks or more
+        assert found[part].sum() == pytest.approx(share[part].sum(), rel=0.06)
+    assert found.sum() == pytest.approx(1, abs=0.03)  # somebody takes one item at every moment
+    assert (1 / (1 + np.exp(-score))).sum() > 20  # the sample's own rates are far from it
+
+
+def test_a_positive_that_could_not_have_been_drawn_has_no_rate() -> None:
+    user, item, time = np.arange(4, dtype=np.int32), np.array([0, 1, 1, 2], np.int32), np.arange(4) * DAY_S
+    drawing = Negatives(**(DEFAULTS | {"by": "uniform", "per_positive": 1}))
+    who, when, offsets, shown, label, _ = sample(drawing, user, item, time, 3)
+    rate = log_rate(drawing, Pool("uniform", DAY_S, item, time), who, when, offsets, shown, label)
+    found = {
+        (int(t), int(i)): r
+        for t, i, r in zip(np.repeat(when, np.diff(offsets)) // DAY_S, shown, rate, strict=True)
+    }
+    assert found[3, 2] == -np.inf  # nobody had taken item 2 before
+    assert found[2, 0] == 0  # the basket holds item 1, so item 0 is the only one left and always drawn
+    assert found[2, 1] == 0
+    assert [r for (t, _), r in found.items() if t == 3 and r > -np.inf] == pytest.approx([np.log(1 / 2)])
+
+
+# --- of a training batch
+
+
+@pytest.fixture(scope="module")
+def drawn_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    rng = np.random.default_rng(2)
+    n = 900
+    moment = 1_700_000_000 + np.sort(rng.integers(0, 20 * DAY_S, n))
+    moment[1::3] = moment[::3]  # baskets
+    events = pl.DataFrame(
+        {
+            "user_id": [f"u{i}" for i in np.repeat(rng.integers(0, 25, n // 3), 3)],
+            "item_id": [f"i{i}" for i in rng.integers(0, 30, n)],
+            "timestamp_s": moment,
+        }
+    ).with_columns(kind=pl.lit("click"), value=pl.lit(1.0))
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(30)]}).with_columns(
+        text=pl.lit("t"), category=pl.lit("c")
+    )
+    directory = tmp_path_factory.mktemp("store")
+    build(Tables(items, events, None, True), Negatives(**(DEFAULTS | {"per_positive": 3})), directory)
+    return Store(directory)
+
+
+@BY
+@SEEN
+def test_fresh_negatives_keep_every_rule_and_change_with_the_epoch_alone(
+    by: str, exclude_seen: bool, drawn_store: Store
+) -> None:
+    changes = {"by": by, "exclude_seen": exclude_seen, "fresh": True, "window_days": 6.0}
+    draws, s = Fresh(Negatives(**(DEFAULTS | changes)), drawn_store), drawn_store
+    rows = np.arange(200, len(s.impression_time))
+    data = Impressions(s, 20, "days", None, draws)
+    first, again, later = data[0, rows], data[0, rows], data[1, rows]
+    assert torch.equal(first.item[first.candidates], again.item[again.candidates])
+    assert torch.equal(first.label, later.label)
+    one, two = ((b.item[b.candidates] * b.candidate_mask).numpy() for b in (first, later))
+    negative = (first.candidate_mask & (first.label == 0)).numpy()
+    assert (one[negative] != two[negative]).mean() > 0.5
+    assert (one[~negative] == two[~negative]).all()
+    split = np.array_split(rows, 7)  # whatever the batch
+    parts = [data[0, part] for part in split]
+    assert [b.item[b.candidates][b.candidate_mask].tolist() for b in parts] == [
+        one[np.isin(rows, part)][first.candidate_mask.numpy()[np.isin(rows, part)]].tolist() for part in split
+    ]
+    kept = 0
+    for r, row in enumerate(rows):
+        user, now = s.impression_user[row], s.impression_time[row]
+        own = slice(int(s.user_start[user]), int(s.user_start[user + 1]))
+        basket = set(s.event_item[own][s.event_time[own] == now].tolist())
+        seen = set(s.event_item[own][s.event_time[own] < now].tolist())
+        pool = (s.event_time < now) & (s.event_time >= now - (6 * DAY_S if by != "uniform" else 10**9))
+        old = s.candidate_item[int(s.candidate_start[row]) : int(s.candidate_start[row + 1])]
+        got = one[r][negative[r]].tolist()
+        assert len(set(got)) == len(got)
+        assert not set(got) & basket
+        allowed = set(s.event_item[pool].tolist()) - (seen if exclude_seen else set())
+        kept += len(set(got) - allowed)
+        assert set(got) <= allowed | set(old.tolist())  # where nothing is found, the Store's stays
+    assert kept == 0 or exclude_seen
+
+
+def test_a_part_of_what_was_shown_keeps_every_click_and_the_odds_are_corrected(
+    make_log: Callable[..., DataModule],
+) -> None:
+    shown = Negatives(**(DEFAULTS | {"by": "in_view", "per_positive": 2, "fresh": True}))
+    data = make_log(negatives=shown, source={"candidates": 12, "users": 300})
+    rows = data.rows("train")
+    draws = InView(shown, data.store, rows)
+    whole, part = data.impressions()[rows], Impressions(data.store, 20, "days", None, draws)[0, rows]
+    assert part.label.sum() == whole.label.sum()
+    assert 0 < draws.share < 1
+    assert part.candidate_mask.sum() / part.label.sum() == pytest.approx(3, rel=0.05)
+    others = [(b.candidate_mask & (b.label == 0)).sum() for b in (whole, part)]
+    assert others[1] / others[0] == pytest.approx(draws.share, rel=0.05)
+    assert part.log_rate is not None
+    # an intercept alone: fitted on the part, with the correction, it is that of the whole
+    click = part.label.sum() / part.candidate_mask.sum()
+    intercept = torch.logit(click) + part.log_rate
+    assert torch.sigmoid(intercept) == pytest.approx(
+        float(whole.label.sum() / whole.candidate_mask.sum()), rel=0.05
+    )
+    for r in (0, 7, 31):  # what is kept was shown, in front, with its label
+        items = dict(
+            zip(
+                whole.item[whole.candidates[r]][whole.candidate_mask[r]].tolist(),
+                whole.label[r][whole.candidate_mask[r]].tolist(),
+                strict=True,
+            )
+        )
+        mask = part.candidate_mask[r]
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+        for item, y in zip(
+            part.item[part.candidates[r]][mask].tolist(), part.label[r][mask].tolist(), strict=True
+        ):
+            assert items[item] == y
+
+
+def test_the_loader_draws_anew_in_every_epoch_and_val_keeps_all(make_log: Callable[..., DataModule]) -> None:
+    shown = Negatives(**(DEFAULTS | {"by": "in_view", "per_positive": 1, "fresh": True}))
+    data = make_log(negatives=shown)
+    loader = data.train_dataloader()
+    seen = []
+    for epoch in (0, 0, 1):
+        loader.sampler.set_epoch(epoch)
+        batch = min(loader, key=lambda b: int(b.impression.min()))
+        order = batch.impression.argsort()
+        rows = zip(batch.candidates[order], batch.candidate_mask[order], strict=True)
+        seen.append([batch.item[c][m].tolist() for c, m in rows])
+    assert seen[0] == seen[1]
+    assert seen[0] != seen[2]
+    assert all(batch.log_rate is None for batch in data.val_dataloader())
+    fixed = make_log(negatives=replace(shown, fresh=False))
+    draws = InView(fixed.negatives, fixed.store, fixed.rows("train"))
+    rows = fixed.rows("train")[:50]
+    both = [Impressions(fixed.store, 20, "days", None, draws)[epoch, rows] for epoch in (0, 5)]
+    assert torch.equal(both[0].candidates, both[1].candidates)
+
+
+def test_the_loss_of_a_part_is_that_of_scores_less_the_log_of_its_share(
+    make_log: Callable[..., DataModule],
+) -> None:
+    shown = Negatives(**(DEFAULTS | {"by": "in_view", "per_positive": 1}))
+    data = make_log(negatives=shown)
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train", overrides=["model=id_embedding", f"cache_dir={data.cache_dir}"])
+    module = recommender.build(cfg, data)
+    batch = next(iter(data.train_dataloader()))
+    taken = []
+    module.loss = lambda score, label, mask: taken.append(score) or score.sum() * float("nan")
+    with pytest.raises(InputError, match="train/loss must stay finite"):
+        module.training_step(batch, 0)
+    assert torch.allclose(taken[0], module(batch) - batch.log_rate)
+
+
+def test_a_mode_that_makes_no_sense_for_a_log_is_refused(
+    make_log: Callable[..., DataModule], tmp_path: Path, drawn_store: Store
+) -> None:
+    data = make_log(negatives=Negatives(**(DEFAULTS | {"fresh": True})))
+    with pytest.raises(InputError, match=r"^data\.negatives\.fresh must be false for a log with impressions"):
+        data.train_dataloader()
+    log = Tables(
+        pl.DataFrame({"item_id": ["a"], "text": ["a"], "category": ["c"]}),
+        pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp_s": [9], "kind": ["k"], "value": [1.0]}),
+        None,
+        True,
+    )
+    with pytest.raises(InputError, match=r"^data\.negatives\.by must be .* got in_view; choose one of them"):
+        build(log, Negatives(**(DEFAULTS | {"by": "in_view"})), tmp_path)

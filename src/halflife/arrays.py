@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife import tables
+from halflife import quality, tables
 from halflife.errors import InputError
 from halflife.impressions import Counts, Drawn, Index, Logged, Sweep, refuse_missing_times, write
 from halflife.negatives import Negatives
@@ -25,6 +25,7 @@ from halflife.tables import Tables
 
 Array = NDArray[Any]
 
+STRANGERS = "events of items that are not in the catalogue"
 UNKNOWN = "unknown"  # what a missing category or kind is called
 LATEST_S = 10**11  # the year 5138: a later publication is in milliseconds
 BATCH_ROWS = 500_000  # events that are indexed together
@@ -51,26 +52,40 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
     categories = _words(
         items["category"].fill_null(UNKNOWN).unique().sort().to_list(), "items.category", np.int32
     )
-    events = tables.check_columns("events", log.events, tables.EVENT_COLUMNS)
-    users = _users(log, events)
+    events, users, found = _users(log)
+    found += quality.texts(items)
     n_events = int(users["events"].sum())
     if log.impressions is None and settings is None:
         raise InputError(
             "data.negatives must be set for a log without impressions, got null; keep the yaml's block"
         )
+    if log.impressions is None and settings is not None and settings.by == "in_view":
+        raise InputError(
+            "data.negatives.by must be popularity, alive or uniform for a log without impressions, got "
+            "in_view; choose one of them, since nobody knows what was shown beside what was clicked"
+        )
     index = Index(items["item_id"], users["user_id"])
     logged = None if log.impressions is None else Logged(log, index, scratch)
+    found += [] if logged is None else logged.found
+    dropped = log.dropped | {f.what: f.rows for f in found if not f.kept}
     sweep = None if logged is None else Sweep(logged.edges, logged.first_s, len(items), scratch)
     dealt, kinds, per_user = _deal(events, index, users["events"].to_numpy(), sweep, scratch)
-    dropped, kept = dict(log.dropped), int(per_user.sum())
+    kept = int(per_user.sum())
     if kept < n_events:
-        dropped["events of items that are not in the catalogue"] = n_events - kept
+        dropped[STRANGERS] = n_events - kept
+        unknown = events.filter(index.item("item_id").is_null())
+        found.append(quality.Finding(STRANGERS, n_events - kept, quality.example(unknown), kept=False))
     if kept == 0:
         raise InputError(
             f"events.item_id must be items of the catalogue, got none that is among {n_events} events; "
             "give events and items the same ids"
         )
-    first_event = _write_events(dealt, per_user, kinds, len(items), directory)
+    first_event, twice, example = _write_events(dealt, per_user, kinds, len(items), directory)
+    if twice:
+        shown = (
+            f"user {users['user_id'][example[0]]}, item {items['item_id'][example[1]]}, second {example[2]}"
+        )
+        found.append(quality.Finding("events that repeat another in every column", twice, shown, kept=True))
     if logged is not None and sweep is not None:
         counts = write(logged, logged.deal(), sweep, directory)
     elif settings is not None:
@@ -106,6 +121,7 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         "candidates": counts.candidates,
         "positives": counts.positives,
         "dropped": dropped,
+        "quality": found,
         "leakage": {"histories_checked": counts.impressions, "future_events_found": 0},
         "build_s": round(time.perf_counter() - started, 3),
     }
@@ -127,8 +143,35 @@ def _items(log: Tables) -> pl.DataFrame:
     return items
 
 
-def _users(log: Tables, events: pl.LazyFrame) -> pl.DataFrame:
-    """Every user by id, with how many events they have: the one pass that also checks the times."""
+def _users(log: Tables) -> tuple[pl.LazyFrame, pl.DataFrame, list[quality.Finding]]:
+    """Every user by id, with how many events they have: the one pass that also checks what the events are.
+
+    Returns:
+        The events that can be true, the users, and what was found.
+    """
+    events = tables.check_columns("events", log.events, tables.EVENT_COLUMNS)
+    rules = quality.suspects(log.has_click_times)
+    users = _per_user(events, rules)
+    counts = {name: int(users[name].sum()) for name in rules}
+    events, found = quality.sift(events, counts, int(users["events"].sum()), rules)
+    if found:
+        users = _per_user(events, rules)
+    refuse_missing_times("events", int(users["missing"].sum()))
+    if log.has_click_times:
+        first_s, last_s = users.select(pl.col("first_s").min(), pl.col("last_s").max()).row(0)
+        tables.check_times("events", first_s, last_s)
+        found += quality.crowds(users)
+    users = users.select("user_id", pl.col("events").cast(pl.Int64))
+    if log.impressions is not None:
+        shown = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)
+        others = shown.select("user_id").unique().join(users.lazy(), on="user_id", how="anti")
+        more = others.with_columns(events=pl.lit(0, dtype=pl.Int64)).collect(engine="streaming")
+        users = pl.concat([users, more])
+    return events, users.sort("user_id"), found
+
+
+def _per_user(events: pl.LazyFrame, rules: dict[str, tuple[str, pl.Expr]]) -> pl.DataFrame:
+    """Events of each user: how many, from when to when, and how many each rule holds for."""
     users = (
         events.group_by("user_id")
         .agg(
@@ -136,22 +179,13 @@ def _users(log: Tables, events: pl.LazyFrame) -> pl.DataFrame:
             missing=pl.col("timestamp_s").null_count(),
             first_s=pl.col("timestamp_s").min(),
             last_s=pl.col("timestamp_s").max(),
+            **{name: rule.sum() for name, (_, rule) in rules.items()},
         )
         .collect(engine="streaming")
     )
     if len(users) == 0:
         raise InputError("the log must hold at least 1 event, got 0; loosen the filters of the data config")
-    refuse_missing_times("events", int(users["missing"].sum()))
-    if log.has_click_times:
-        first_s, last_s = users.select(pl.col("first_s").min(), pl.col("last_s").max()).row(0)
-        tables.check_times("events", first_s, last_s)
-    users = users.select("user_id", pl.col("events").cast(pl.Int64))
-    if log.impressions is not None:
-        shown = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)
-        others = shown.select("user_id").unique().join(users.lazy(), on="user_id", how="anti")
-        more = others.with_columns(events=pl.lit(0, dtype=pl.Int64)).collect(engine="streaming")
-        users = pl.concat([users, more])
-    return users.sort("user_id")
+    return users
 
 
 def _deal(
@@ -195,18 +229,21 @@ def _stretches(per_user: Array) -> Array:
     return np.unique(np.r_[0, inner, len(per_user)])
 
 
-def _write_events(dealt: Buckets, per_user: Array, kinds: list[str], n_items: int, directory: Path) -> Array:
+def _write_events(
+    dealt: Buckets, per_user: Array, kinds: list[str], n_items: int, directory: Path
+) -> tuple[Array, int, list[int]]:
     """Sort the events of each stretch by user, time and item, and append them.
 
     A reader's joins and groups come in any order, so the item settles ties within a second, then the kind.
 
     Returns:
-        The first event of every item in seconds, the largest int64 where it has none.
+        The first event of every item in seconds, the largest int64 where it has none; how many events repeat
+        the one before, and user, item and second of the first of them.
     """
     np.save(directory / "user_start.npy", np.r_[0, np.cumsum(per_user)].astype(np.int64))
     code = np.argsort(np.argsort(kinds)).astype(np.int16)  # from the order they came to that of the alphabet
     first = np.full(n_items, np.iinfo(np.int64).max)
-    n = int(per_user.sum())
+    n, twice, example = int(per_user.sum()), 0, [0, 0, 0]
     with (
         Column(directory / "event_item.npy", np.int32, n) as item,
         Column(directory / "event_time.npy", np.int64, n) as moment,
@@ -216,10 +253,14 @@ def _write_events(dealt: Buckets, per_user: Array, kinds: list[str], n_items: in
             rows = dealt.take(bucket)
             rows = rows[_order(_keys(rows["user"], rows["time"]), rows["item"], code[rows["kind"]])]
             np.minimum.at(first, rows["item"], rows["time"])
+            again = np.flatnonzero(rows[1:] == rows[:-1])
+            if twice == 0 and len(again):
+                example = [int(rows[again[0]][name]) for name in ("user", "item", "time")]
+            twice += len(again)
             item.add(rows["item"])
             moment.add(rows["time"])
             kind.add(code[rows["kind"]])
-    return first
+    return first, twice, example
 
 
 def _write_histories(directory: Path, n_users: int) -> None:

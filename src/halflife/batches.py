@@ -1,5 +1,6 @@
 """Store to Batch: each distinct item once, histories as ranges, and the one DataModule."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from halflife import quality
+from halflife.draws import Fresh, InView
 from halflife.errors import InputError, choice, flag, listed, shown, text, whole
 from halflife.negatives import Negatives
 from halflife.ranges import ranges, runs, shuffled
@@ -58,6 +61,8 @@ class Batch:
         impression: (B,) int64, row of the Store.
         user: (B,) int64, user index.
         past_clicks: (B,) int64, the user's clicks before the impression, those behind `max_history` too.
+        log_rate: () float32, log of the share of what was not clicked that is among the candidates, which the
+            loss takes from the scores; None where all of it is.
     """
 
     item: Tensor
@@ -75,6 +80,7 @@ class Batch:
     impression: Tensor
     user: Tensor
     past_clicks: Tensor
+    log_rate: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -91,6 +97,25 @@ class Batch:
     def __len__(self) -> int:
         return len(self.impression)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All tensors on end in one: a loader's worker hands over one file of shared memory, not one each."""
+        have = {f.name: getattr(self, f.name) for f in fields(self)}
+        # the widest first, so that each begins where its type may
+        real = sorted(
+            ((n, v) for n, v in have.items() if v is not None), key=lambda nv: -nv[1].element_size()
+        )
+        flat = torch.cat([v.contiguous().reshape(-1).view(torch.uint8) for _, v in real])
+        return {"flat": flat, "parts": [(name, v.dtype, tuple(v.shape)) for name, v in real]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, None)
+        start = 0
+        for name, dtype, shape in state["parts"]:
+            end = start + math.prod(shape) * dtype.itemsize
+            object.__setattr__(self, name, state["flat"][start:end].view(dtype).view(shape))
+            start = end
+
 
 class Impressions(Dataset[Batch]):
     """Rows of the Store, asked for a batch at a time.
@@ -100,10 +125,19 @@ class Impressions(Dataset[Batch]):
         max_history: a longer history keeps its newest clicks.
         age: `days`, `rank`, or `shuffled`: days, dealt out anew among the clicks of each history.
         tokens: (ids, start) of the catalogue, or None.
+        draws: which negatives a batch takes, in training; None takes those of the Store.
     """
 
-    def __init__(self, store: Store, max_history: int, age: str, tokens: tuple[Array, Array] | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        max_history: int,
+        age: str,
+        tokens: tuple[Array, Array] | None,
+        draws: InView | Fresh | None = None,
+    ) -> None:
         self.store, self.max_history, self.age, self.tokens = store, max_history, age, tokens
+        self.draws = draws
 
     def past_clicks(self, rows: Array) -> Array:
         """Clicks before the impression of each row."""
@@ -125,9 +159,10 @@ class Impressions(Dataset[Batch]):
         in_history = clicks[end] - clicks[end - self.lengths(rows)]
         return np.asarray(in_history + shown[store.candidate_start[rows + 1]] - shown[first])
 
-    def __getitem__(self, rows: Array) -> Batch:
-        """The Batch of these rows; no Python loop over impressions."""
+    def __getitem__(self, asked: Array | tuple[int, Array]) -> Batch:
+        """The Batch of these rows, of an epoch where one is named; no Python loop over impressions."""
         store = self.store
+        epoch, rows = asked if isinstance(asked, tuple) else (0, asked)
         rows = np.asarray(rows)
         end, past = store.history_end[rows], self.past_clicks(rows)
         now, length = store.impression_time[rows][:, None], np.minimum(past, self.max_history)
@@ -144,7 +179,11 @@ class Impressions(Dataset[Batch]):
             age = (length[:, None] - 1 - np.arange(index.shape[1])).astype(np.float32)
         first = store.candidate_start[rows]
         shown, shown_mask = ranges(first, store.candidate_start[rows + 1] - first)
-        candidates = store.candidate_item[shown]
+        candidates, label = store.candidate_item[shown], store.candidate_label[shown]
+        log_rate = None
+        if self.draws is not None:
+            candidates, label, shown_mask = self.draws(epoch, rows, shown, candidates, label, shown_mask)
+            log_rate = self.draws.log_rate
         candidate_age = np.maximum(now - store.item_born[candidates], 0) / np.float32(DAY_S)
 
         item, place = np.unique(np.concatenate([history[mask], candidates[shown_mask]]), return_inverse=True)
@@ -164,10 +203,11 @@ class Impressions(Dataset[Batch]):
             candidates=torch.from_numpy(candidate_place),
             candidate_mask=torch.from_numpy(shown_mask),
             candidate_age=torch.from_numpy(np.where(shown_mask, candidate_age, 0).astype(np.float32)),
-            label=torch.from_numpy(np.where(shown_mask, store.candidate_label[shown], 0).astype(np.float32)),
+            label=torch.from_numpy(np.where(shown_mask, label, 0).astype(np.float32)),
             impression=torch.from_numpy(rows.astype(np.int64)),
             user=torch.from_numpy(store.impression_user[rows].astype(np.int64)),
             past_clicks=torch.from_numpy(past),
+            log_rate=None if log_rate is None else torch.tensor(log_rate),
         )
 
     def _tokens(self, item: Array) -> tuple[Tensor | None, Tensor | None]:
@@ -180,7 +220,7 @@ class Impressions(Dataset[Batch]):
         return torch.from_numpy(ids[at].astype(np.int64)), torch.from_numpy(np.asarray(length))
 
 
-class BatchRows(Sampler[Array]):
+class BatchRows(Sampler[Any]):
     """Rows of each batch: a pure function of seed, epoch and rank, so a resumed run sees the same.
 
     Args:
@@ -227,6 +267,7 @@ class BatchRows(Sampler[Array]):
             self.shares = -(-int(tokens.sum()) // (batch_tokens - largest))
         self.epoch = 0
         self.skip = 0
+        self.names_epoch = False  # whether each batch is asked for as (epoch, rows)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
@@ -240,9 +281,10 @@ class BatchRows(Sampler[Array]):
             n = self.shares
         return max(n // self.world, 1)
 
-    def __iter__(self) -> Iterator[Array]:
+    def __iter__(self) -> Iterator[Any]:
         skip, self.skip = self.skip, 0  # a resumed epoch goes on behind the batches it had
-        yield from self.batches()[skip:]
+        for rows in self.batches()[skip:]:
+            yield (self.epoch, rows) if self.names_epoch else rows
 
     def batches(self) -> list[Array]:
         """This process's batches of the current epoch."""
@@ -281,7 +323,7 @@ class DataModule(pl.LightningDataModule):
         root: the folder of the log's files; None where there are none.
         files: globs below `root`; each must match a file.
         cache_dir: where Stores are kept.
-        negatives: how to draw negatives; None for a log with impressions.
+        negatives: how to draw negatives; None takes all that an impression shows.
         split: `val` and `test`, and where it is not as usual `by`, `train`, `window` (see `splits.Split`).
         age: `days`; `rank` for a log whose clicks have an order but no times; `shuffled` for a control in
             which time can mean nothing: days, dealt out anew among the clicks of each history.
@@ -298,6 +340,8 @@ class DataModule(pl.LightningDataModule):
         remote: what to fetch, or in words where to get what nobody may fetch unasked; None where there are no
             files.
         pseudonymize: replace user ids by hashes, keyed by HALFLIFE_PSEUDONYM_KEY, before anything is written.
+        checks: `report` leaves out rows that cannot be true and tells of them in the data card; `strict`
+            stops where there are any, or others that look wrong.
 
     Raises:
         InputError: for a setting out of range, a missing file, an empty split.
@@ -323,6 +367,7 @@ class DataModule(pl.LightningDataModule):
         download: bool = False,
         remote: list[Remote] | str | None = None,
         pseudonymize: bool = False,
+        checks: str = "report",
     ) -> None:
         super().__init__()
         self.batch_tokens = (
@@ -359,6 +404,7 @@ class DataModule(pl.LightningDataModule):
         if self.download and isinstance(remote, str):
             raise InputError(f"data.download must be false for this log, got true; {remote}")
         self.pseudonymize = flag("data.pseudonymize", pseudonymize)
+        self.checks = choice("data.checks", checks, ["report", "strict"])
         self._store: Store | None = None
         self._rows: dict[str, Array] | None = None
         self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
@@ -375,6 +421,8 @@ class DataModule(pl.LightningDataModule):
                     "data.age must be rank for a log without click times, got days; add data.age=rank, and "
                     "the half-life is then counted in clicks"
                 )
+            if self.checks == "strict":
+                quality.stop(store.about["quality"])
             self._store = store
         return self._store
 
@@ -426,6 +474,7 @@ class DataModule(pl.LightningDataModule):
         train = split == "train"
         rows = self.rows(split)
         dataset = self.impressions(with_tokens=train)
+        dataset.draws = self._draws(rows) if train else None
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         size = self.batch_size if train else self.eval_batch_size
         tokens = None
@@ -440,6 +489,7 @@ class DataModule(pl.LightningDataModule):
         lengths = dataset.lengths(rows) if train else None
         budget = self.batch_tokens or 0
         sampler = BatchRows(rows, lengths, size, self.seed, rank, world, tokens, budget, together)
+        sampler.names_epoch = dataset.draws is not None
         if train:
             sampler.epoch, sampler.skip = self._resume["epoch"], self._resume["batches"]
         return DataLoader(
@@ -450,6 +500,20 @@ class DataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )
+
+    def _draws(self, rows: Array) -> InView | Fresh | None:
+        """Which negatives training takes of these rows; None for those of the Store."""
+        settings, logged = self.negatives, self.store.about["has_impressions"]
+        if settings is None or not (settings.fresh or settings.by == "in_view"):
+            return None
+        if settings.by == "in_view":
+            return InView(settings, self.store, rows)
+        if logged:
+            raise InputError(
+                "data.negatives.fresh must be false for a log with impressions, whose negatives are those "
+                "shown, got true; add data.negatives.by=in_view to draw a part of them"
+            )
+        return Fresh(settings, self.store)
 
     def sample(self, split: str, candidates: int = 150_000) -> Iterator[Batch]:
         """Batches without tokens of about so many candidates: rows spread over a split, by length."""

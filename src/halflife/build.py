@@ -55,6 +55,9 @@ def table(found: dict[str, Any]) -> Any:
     out.add_section()
     for reason, rows in found["dropped"].items():
         out.add_row(escape(f"left out: {reason}"), f"{rows:,}")
+    for f in found["quality"]:
+        if f["kept"]:  # the others are among those left out
+            out.add_row(escape(f"kept, but looks wrong: {f['what']}"), f"{f['rows']:,}")
     out.add_row("histories checked for the future", f"{found['leakage']['histories_checked']:,}")
     out.add_row("events found that lie in it", f"{found['leakage']['future_events_found']:,}")
     return out

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.batches import DataModule
+from halflife.quality import Finding
 from halflife.store import Store
 from halflife.tables import DAY_S
 
@@ -93,6 +94,7 @@ def describe(data: DataModule, pretrained: str | None, max_tokens: int) -> dict[
         "planted": about["planted"],
         "best_auc": about["bayes_auc"],
         "dropped": about["dropped"],
+        "quality": [dict(zip(Finding._fields, row, strict=True)) for row in about["quality"]],
         "age": data.unit,
     }
     found["events"], first_seen = _events(store)

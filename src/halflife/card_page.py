@@ -83,6 +83,8 @@ def page(found: dict[str, Any]) -> str:
             _quantiles(found),
             "<h2>Left out</h2>",
             _dropped(found["dropped"]),
+            "<h2>What looks wrong</h2>",
+            _quality(found["quality"]),
             "<h2>No look into the future</h2>",
             _leakage(found["leakage"]),
         ]
@@ -308,6 +310,12 @@ def _leakage(proof: dict[str, int]) -> str:
         f"{proof['future_events_found']:,} events at or after their impression. Events of the impression's "
         "own second are not in its history.</p>"
     )
+
+
+def _quality(found: list[dict[str, Any]]) -> str:
+    """Rows that look wrong, with an example each."""
+    rows = [[f["what"], f"{f['rows']:,}", "kept" if f["kept"] else "left out", f["example"]] for f in found]
+    return _table(["what", "rows", "", "for example"], rows) if rows else "<p>Nothing was found.</p>"
 
 
 def _dropped(dropped: dict[str, int]) -> str:

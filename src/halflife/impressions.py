@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife import negatives, tables
+from halflife import negatives, quality, tables
 from halflife.errors import InputError
 from halflife.negatives import Negatives
+from halflife.pools import Pool
 from halflife.progress import bar
 from halflife.spill import Buckets, Column
 from halflife.tables import Tables
@@ -54,6 +55,7 @@ class Part(NamedTuple):
     item: Array
     label: Array
     probability: Array | None
+    log_rate: Array | None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ class Logged:
         if len(time) == 0:
             raise InputError("the log must hold at least 1 impression, got 0; check the files of data.root")
         refuse_missing_times("impressions", time.null_count())
+        rules = quality.impossible_times("impressions")
+        flags = time.to_frame().select(bad.sum().alias(name) for name, (_, bad) in rules.items())
+        frame, self.found = quality.sift(frame, flags.row(0, named=True), len(time), rules)
+        if self.found:
+            time = frame.select("timestamp_s").collect(engine="streaming").to_series()
         sorted_time = np.sort(time.to_numpy())
         self.count, self.first_s = len(sorted_time), int(sorted_time[0])
         tables.check_times("impressions", self.first_s, int(sorted_time[-1]))
@@ -133,19 +140,20 @@ class Logged:
             items=pl.col("candidates").list.eval(pl.element().cast(index.items, strict=False).to_physical()),
         )
         self.index, self.scratch = index, scratch / "shown"
-        self.candidates: int | None = None
+        self.has_rates, self.candidates = False, None
 
     def deal(self) -> int:
         """Check every impression and put it with those of its stretch of time; returns all candidates."""
         self.scratch.mkdir()
         candidates = 0
-        batches = self.lazy.collect_batches(chunk_size=PART_ROWS, engine="streaming")
+        # in the log's own order, which settles ties of time, id and user
+        batches = self.lazy.collect_batches(chunk_size=PART_ROWS, maintain_order=True, engine="streaming")
         for at, batch in enumerate(batches):
             candidates += self._check(batch)
             stretch = np.searchsorted(self.edges, batch["timestamp_s"].to_numpy(), side="right")
             for i in np.unique(stretch):
                 part = batch.filter(pl.Series(stretch == i))
-                part.write_ipc(self.scratch / f"{i}-{at}.ipc")
+                part.write_ipc(self.scratch / f"{i}-{at:09d}.ipc")
         return candidates
 
     def _check(self, batch: pl.DataFrame) -> int:
@@ -180,7 +188,8 @@ class Logged:
         """The stretches of time, one after another."""
         for i in range(len(self.edges) + 1):
             files = sorted(self.scratch.glob(f"{i}-*.ipc"))
-            frame = pl.scan_ipc(files).sort("timestamp_s", "impression_id").collect(engine="streaming")
+            keys = ["timestamp_s", "impression_id", "user"]
+            frame = pl.scan_ipc(files).sort(keys, maintain_order=True).collect(engine="streaming")
             probability = frame["probabilities"].explode().to_numpy() if self.has_truth else None
             yield Part(
                 frame["impression_id"],
@@ -190,6 +199,7 @@ class Logged:
                 frame["items"].explode().to_numpy().astype(np.int32),
                 frame["labels"].explode().to_numpy().astype(np.int8),
                 probability,
+                None,
             )
 
 
@@ -211,12 +221,19 @@ class Drawn:
         owner, when, offsets, candidates, label, self.given_up = negatives.sample(
             settings, user, item, moment, n_items
         )
+        self.log_rate = None
+        if not settings.exclude_seen:
+            pool = Pool(settings.by, settings.window_s, item, moment)
+            self.log_rate = negatives.log_rate(settings, pool, owner, when, offsets, candidates, label)
         order = np.argsort(when, kind="stable")
         length = np.diff(offsets)[order]
         start = np.r_[0, np.cumsum(length)]
         gather = np.repeat(offsets[:-1][order] - start[:-1], length) + np.arange(start[-1])
         self.owner, self.when, self.start = owner[order].astype(np.int32), when[order], start
         self.item, self.label = candidates[gather], label[gather]
+        if self.log_rate is not None:
+            self.log_rate = self.log_rate[gather]
+        self.has_rates = self.log_rate is not None
         self.count, self.candidates, self.has_truth = len(order), int(start[-1]), False
         self.first_s = int(self.when[0])
         self.edges = np.unique(self.when[PART_ROWS::PART_ROWS])
@@ -241,6 +258,7 @@ class Drawn:
                 self.item[here],
                 self.label[here],
                 None,
+                None if self.log_rate is None else self.log_rate[here],
             )
 
 
@@ -266,6 +284,8 @@ def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path
     }
     if source.has_truth:
         columns["candidate_probability"] = (np.float64, candidates)
+    if source.has_rates:
+        columns["candidate_log_rate"] = (np.float32, candidates)
     ids = directory / "scratch" / "ids"
     ids.mkdir()
     done = positives = last_s = 0
@@ -283,6 +303,8 @@ def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path
             out["candidate_popularity"].add(popularity(sweep.count, time, item, part))
             if part.probability is not None:
                 out["candidate_probability"].add(part.probability)
+            if part.log_rate is not None:
+                out["candidate_log_rate"].add(part.log_rate)
             new = first_shown[part.item] == never
             np.minimum.at(first_shown, part.item[new], np.repeat(part.time, part.length)[new])
             part.ids.to_frame("impression_id").write_ipc(ids / f"{at:06d}.ipc")

@@ -26,7 +26,7 @@ STEPS = 40  # of one minimisation; a dozen is usual, and a half-life that runs a
 ENOUGH = 1e-4  # nats that a step is expected to gain, below which the minimum is reached
 START_CANDIDATES = 20_000  # on which several starts are compared
 PIECE = 2**20  # clicks times candidates scored at once; larger arrays the system hands out anew each time
-PER_ITEM = ("item", "tokens", "token_length", "category")  # fields of a Batch that say nothing of impressions
+PER_ITEM = ("item", "tokens", "token_length", "category", "log_rate")  # of a Batch, not of its impressions
 NO_DECAY = 1e9  # days: a half-life at which nothing has faded in any log
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import choice, flag, number, whole
+from halflife.pools import Pool
 from halflife.tables import DAY_S
 
 Array = NDArray[Any]
@@ -16,16 +17,22 @@ TRIES = 20  # rounds of redrawing a negative that turned out to be a positive, a
 
 @dataclass(frozen=True)
 class Negatives:
-    """How negatives are drawn for a log without impressions.
+    """Which negatives a positive is told from, and how they are drawn.
+
+    Without impressions, negatives are drawn when the Store is built, for every split: `popularity` in
+    proportion to an item's events in the window before the moment, so that AUC does not merely measure
+    popularity; `alive` alike among the items with an event in that window; `uniform` alike among all that had
+    one before the moment. With impressions negatives are what was shown and not clicked; `in_view` takes a
+    random part of them in training, and all of them in val and test.
 
     Args:
-        per_positive: negatives drawn for each clicked item, at least 1.
-        by: `popularity` draws in proportion to an item's events in the window before the moment, so that AUC
-            does not merely measure popularity; `uniform` draws alike every item that had an event before it.
+        per_positive: negatives drawn for each clicked item, at least 1; of `in_view` so many on average.
+        by: `popularity`, `alive`, `uniform` or `in_view`.
         window_days: an item is alive at a moment when it had an event in this many days before it.
         exclude_seen: leave out what the user had before, for logs in which nobody takes an item twice.
         max_positives: a larger basket is split into several impressions of the same moment.
         seed: the same seed draws the same negatives.
+        fresh: draw those of training anew in every epoch.
 
     Raises:
         InputError: for a value out of range.
@@ -37,6 +44,7 @@ class Negatives:
     exclude_seen: bool
     max_positives: int
     seed: int
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         for name, unit, least in (
@@ -48,7 +56,13 @@ class Negatives:
             object.__setattr__(self, name, value)  # frozen, and 4.0 has become 4
         number("data.negatives.window_days", self.window_days, "days", above=0)
         flag("data.negatives.exclude_seen", self.exclude_seen)
-        choice("data.negatives.by", self.by, ["popularity", "uniform"])
+        flag("data.negatives.fresh", self.fresh)
+        choice("data.negatives.by", self.by, ["popularity", "alive", "uniform", "in_view"])
+
+    @property
+    def window_s(self) -> int:
+        """The window in seconds."""
+        return max(1, int(self.window_days * DAY_S))
 
 
 def baskets(user: Array, time: Array, max_positives: int) -> tuple[Array, Array]:
@@ -94,7 +108,7 @@ def sample(
 
     owner = np.repeat(impression, settings.per_positive)
     moment = when[first][owner]
-    by_time = np.argsort(time, kind="stable")
+    pool = Pool(settings.by, settings.window_s, item, time)
     taken = np.zeros(0, np.int64)
     # the first time each user met each item, to find what had been seen before a moment
     pair, pair_first = np.unique(user.astype(np.int64) * n_items + item, return_index=True)
@@ -103,7 +117,7 @@ def sample(
     negative = np.full(len(owner), -1, np.int64)
     todo = np.arange(len(owner))
     for _ in range(TRIES):
-        draw = _draw(rng, settings, item, time, by_time, moment[todo], n_items)
+        draw = pool.draw(rng.random(len(todo)), moment[todo])
         key = owner[todo].astype(np.int64) * n_items + draw
         # what another part of a split basket holds was clicked in this very second: no negative either
         bad = (draw < 0) | _contains(taken, key)
@@ -129,29 +143,44 @@ def sample(
     return basket_user, when[first], offsets, items[order], label[order], int((~real).sum())
 
 
-def _draw(
-    rng: np.random.Generator,
-    settings: Negatives,
-    item: Array,
-    time: Array,
-    by_time: Array,
-    moment: Array,
-    n_items: int,
+def log_rate(
+    settings: Negatives, pool: Pool, user: Array, time: Array, offsets: Array, item: Array, label: Array
 ) -> Array:
-    """One item for each moment, −1 where nothing was alive."""
-    uniform = rng.random(len(moment))
-    if settings.by == "popularity":
-        sorted_time = time[by_time]
-        low = np.searchsorted(sorted_time, moment - int(settings.window_days * DAY_S))
-        high = np.searchsorted(sorted_time, moment)
-        at = low + (uniform * (high - low)).astype(np.int64)
-        return np.where(high > low, item[by_time[np.minimum(at, len(item) - 1)]], -1)
-    _, first = np.unique(item[by_time], return_index=True)
-    first_time = time[by_time[first]]
-    order = np.argsort(first_time, kind="stable")
-    born = np.unique(item)[order]
-    alive = np.searchsorted(first_time[order], moment)
-    return np.where(alive > 0, born[np.minimum((uniform * alive).astype(np.int64), len(born) - 1)], -1)
+    """How likely each candidate was to be drawn, had it not been clicked: the log of π.
+
+    A model that learns from positives and drawn negatives learns the odds of the sample. Those of a click,
+    among all items of the pool, are smaller by the share of the others that was drawn:
+
+        P(clicked | drawn) / (1 − P(clicked | drawn)) = p / ((1 − p) π), so p = σ(score + log π).
+
+    For `alive` and `uniform` π = n q / (1 − Q), with n negatives of the impression, q = 1 / size of the pool
+    and Q what the basket, which is never drawn, takes of it: the intercept moves by the log of the sampling
+    ratio. For `popularity` π = 1 − (1 − q / (1 − Q))ⁿ, with q an item's share of the events in the window:
+    the score is corrected by about log q. p is the chance that a user who takes something at this moment
+    takes this item.
+
+    Args:
+        settings: how negatives were drawn; what `exclude_seen` leaves out is not known here.
+        pool: they were drawn from.
+        user, time, offsets, item, label: from `sample`.
+
+    Shape: as item; −∞ for a positive that could not have been drawn.
+
+    Source: King & Zeng, Logistic Regression in Rare Events Data (Political Analysis 2001), section 4.1, prior
+    correction; Yi et al., Sampling-Bias-Corrected Neural Modeling (RecSys 2019), section 3.2, for log q.
+    """
+    length = np.diff(offsets)
+    owner = np.repeat(np.arange(len(user)), length)
+    new = np.r_[True, (user[1:] != user[:-1]) | (time[1:] != time[:-1])]
+    basket = np.cumsum(new) - 1
+    chance = pool.chance(item, time[owner])
+    own = np.bincount(basket, np.bincount(owner, chance * label, minlength=len(user)))[basket]
+    drawn = np.bincount(owner, label == 0, minlength=len(user))
+    share = np.minimum(chance / np.maximum(1 - own, 1e-12)[owner], 1.0)
+    n = drawn[owner]
+    rate = 1 - (1 - share) ** n if settings.by == "popularity" else np.minimum(n * share, 1.0)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(rate), np.float32)
 
 
 def _contains(sorted_keys: Array, keys: Array) -> Array:

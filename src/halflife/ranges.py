@@ -45,8 +45,7 @@ def runs(owner: Array, most: int) -> tuple[Array, Array]:
 def shuffled(rows: Array, mask: Array, seed: int = 0) -> Array:
     """A permutation of the real places of each row, padded ones staying behind.
 
-    Keys are a hash of row and place (the finaliser of SplitMix64, Steele et al., OOPSLA 2014), so that a row
-    is dealt the same in every batch and epoch.
+    Keys are a hash of row and place, so that a row is dealt the same in every batch and epoch.
 
     Args:
         rows: of the Store.
@@ -58,6 +57,16 @@ def shuffled(rows: Array, mask: Array, seed: int = 0) -> Array:
     place = np.arange(mask.shape[1], dtype=np.uint64)
     key: Array = (rows.astype(np.uint64)[:, None] << np.uint64(24)) + place
     key ^= np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+    key = mixed(key)
+    return np.argsort(np.where(mask, key >> np.uint64(1), np.iinfo(np.uint64).max), axis=1, kind="stable")
+
+
+def mixed(key: Array) -> Array:
+    """Random bits of each key (uint64), the same for the same key; the low ones are mixed less well.
+
+    Source: the finaliser of SplitMix64, Steele et al., Fast Splittable Pseudorandom Number Generators (OOPSLA
+    2014), without its last shift.
+    """
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
-    return np.argsort(np.where(mask, key >> np.uint64(1), np.iinfo(np.uint64).max), axis=1, kind="stable")
+    return key

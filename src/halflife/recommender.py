@@ -165,7 +165,12 @@ class Recommender(pl.LightningModule):
         seed_step(self, self.seed, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.loss(self(batch), batch.label, batch.candidate_mask)
+        score = self(batch)
+        if (
+            batch.log_rate is not None
+        ):  # a part of the negatives: their odds, not those among all (draws.InView)
+            score = score - batch.log_rate
+        loss = self.loss(score, batch.label, batch.candidate_mask)
         if not torch.isfinite(loss):
             raise InputError(
                 f"train/loss must stay finite, got {loss.item()} at step {self.global_step}; lower model.lr, "

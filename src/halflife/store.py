@@ -1,8 +1,10 @@
 """Tables to Store: memory-mapped arrays, content-addressed, built in one go or not at all."""
 
+import errno
 import hashlib
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,16 +17,20 @@ import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from halflife import arrays, impressions, negatives, pretrained, pseudonyms, spill, tables
+from halflife import arrays, impressions, negatives, pools, pretrained, pseudonyms, quality, spill, tables
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.tables import Tables
 
 Array = NDArray[Any]
 
-CODE = [Path(inspect.getfile(m)) for m in (tables, negatives, spill, impressions, arrays, pseudonyms)] + [
-    Path(__file__)
-]
+CODE = [
+    Path(inspect.getfile(m))
+    for m in (tables, quality, pools, negatives, spill, impressions, arrays, pseudonyms)
+] + [Path(__file__)]
+
+
+FULL = os.strerror(errno.ENOSPC)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Store:
         candidate_start (int64), candidate_item (int32), candidate_label (int8): candidates as ranges.
         candidate_popularity (int32): events of the candidate strictly before the impression.
         candidate_probability (float64): the true probability, only where a simulator knows it.
+        candidate_log_rate (float32): log of how likely a draw of negatives was to take the candidate, had it
+            not been clicked (`negatives.log_rate`); where negatives were drawn and `exclude_seen` is false.
     """
 
     directory: Path
@@ -85,6 +93,11 @@ class Store:
     def n_items(self) -> int:
         """Size of the catalogue."""
         return int(self.about["items"])
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether negatives were drawn, and how likely each candidate was to be drawn is known."""
+        return (self.directory / "candidate_log_rate.npy").exists()
 
     @property
     def has_truth(self) -> bool:
@@ -147,16 +160,20 @@ def once(place: Path, write: Callable[[Path], None]) -> None:
             temporary.mkdir()
             try:
                 write(temporary)
+                temporary.rename(place)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-            temporary.rename(place)
-    except OSError as error:
-        if _elsewhere(error, place.parent):
+    except (OSError, pl.exceptions.ComputeError) as error:
+        if isinstance(error, OSError):
+            mine, why = not _elsewhere(error, place.parent), error.strerror or error
+        else:  # how Polars tells of a disk that fills while it writes Parquet
+            mine, why = FULL in str(error), FULL
+        if not mine:
             raise
         raise InputError(
-            f"data.cache_dir must be a directory that can be written, got {place.parent} "
-            f"({error.strerror or error}); give another one or free some space"
+            f"data.cache_dir must be a directory that can be written, got {place.parent} ({why}); give "
+            "another one or free some space"
         ) from error
 
 
@@ -166,6 +183,13 @@ def _elsewhere(error: OSError, directory: Path) -> bool:
         return False
     file, directory = Path(error.filename).absolute(), directory.absolute()
     return not (file.is_relative_to(directory) or directory.is_relative_to(file))
+
+
+def _drawn(settings: Negatives | None) -> dict[str, Any] | None:
+    """The settings of negatives that a Store depends on: what training takes of them anew is left out."""
+    if settings is None or settings.by == "in_view":
+        return None
+    return {name: value for name, value in asdict(settings).items() if name != "fresh"}
 
 
 def open_or_build(
@@ -197,7 +221,7 @@ def open_or_build(
             reader,
             source.keywords,
             stats,
-            asdict(settings) if settings else None,
+            _drawn(settings),
             code.hexdigest(),
             secret and pseudonyms.pseudonym("the key of this Store", secret),
         ],

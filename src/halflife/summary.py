@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from halflife import metrics
+from halflife import losses, metrics
 from halflife.loggers import log_results
 from halflife.ranges import ranges
 from halflife.recommender import Recommender
@@ -54,6 +54,8 @@ def finish(
         Everything in `metrics.json`.
     """
     frame = predictions_table(store, rows, scores)
+    if store.has_rates and getattr(module.loss, "func", None) is losses.bce:
+        frame = frame.with_columns(click_probability=click_probability(store, rows, scores))
     users = np.repeat(store.impression_user[rows], np.diff(store.candidate_start)[rows])
     found = dict(found)
     found |= compare(frame, users)
@@ -125,6 +127,15 @@ def predictions_table(store: Store, rows: Array, scores: Array) -> polars.DataFr
     if store.has_truth:
         frame = frame.with_columns(probability=polars.Series(store.candidate_probability[place]))
     return frame
+
+
+def click_probability(store: Store, rows: Array, scores: Array) -> polars.Series:
+    """The chance of a click among all items that negatives were drawn from: σ(score + log π), with log π the
+    Store's `candidate_log_rate`; null for a positive that could not have been drawn."""
+    start = store.candidate_start
+    index, mask = ranges(start[rows], start[rows + 1] - start[rows])
+    logit = scores.astype(np.float64) + store.candidate_log_rate[index[mask]]
+    return polars.Series(np.where(np.isfinite(logit), 1 / (1 + np.exp(-logit)), np.nan)).fill_nan(None)
 
 
 def compare(frame: polars.DataFrame, rows_user: Array) -> dict[str, float]:
