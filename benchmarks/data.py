@@ -134,7 +134,8 @@ def sort(log: Path, cache: Path) -> dict[str, float]:
 
 def warm(log: Path, cache: Path) -> dict[str, float]:
     """From a Store that is there to the first batch, imports left out."""
-    from halflife.batches import BatchRows, Impressions
+    from halflife.batches import Impressions
+    from halflife.sampler import BatchRows
     from halflife.store import open_or_build
 
     started = time.perf_counter()
@@ -150,7 +151,8 @@ def feed(log: Path, cache: Path, workers: int, order: str) -> dict[str, float]:
     import torch
     from torch.utils.data import DataLoader
 
-    from halflife.batches import BatchRows, Impressions
+    from halflife.batches import Impressions
+    from halflife.sampler import BatchRows
     from halflife.store import open_or_build
 
     torch.set_num_threads(1)

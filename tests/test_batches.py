@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halflife.arrays import build
-from halflife.batches import PAD_AGE, Batch, BatchRows, DataModule, Impressions
+from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
 from halflife.errors import InputError, shown
 from halflife.negatives import Negatives
 from halflife.ranges import runs
+from halflife.sampler import BatchRows
 from halflife.store import Store
 from halflife.tables import DAY_S, Tables
 

@@ -26,6 +26,7 @@ ORDER = [
     "store",
     "ranges",
     "draws",
+    "sampler",
     "batches",
     "encoders",
     "decay",

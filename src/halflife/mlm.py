@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import CatMetric
 
 from halflife import loggers, pretrained, settings, tracking
-from halflife.batches import BatchRows, DataModule
+from halflife.batches import DataModule
 from halflife.errors import InputError, number, whole
 from halflife.ranges import ranges
 from halflife.recommender import read_checkpoint, seed_step
+from halflife.sampler import BatchRows
 from halflife.summary import peak_mib, write_json
 
 Array = NDArray[Any]
