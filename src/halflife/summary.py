@@ -231,7 +231,7 @@ def decay_curve(
     )
     top.plot(age, drawn["weight"], color="tab:blue", label=f"fitted: {estimate['kernel']}")
     if half_life is not None:
-        text = f"half-life {half_life:.3g} {unit}"
+        text = f"half-life {half_life:.3g} {unit}{_short(half_life, unit)}"
         if estimate["low"] is not None:
             text += f" [{estimate['low']:.3g}, {estimate['high']:.3g}]"
             top.axvspan(
@@ -284,8 +284,7 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     half_life = estimate[f"half_life_{unit}"]
     name = f"half-life ({unit}), {estimate['kernel']}"
     if half_life is not None:
-        if unit == "days" and half_life < 0.1:
-            name += f" ({duration(half_life)})"
+        name += _short(half_life, unit)
         interval = (
             f"{estimate['low']:.3g} – {estimate['high']:.3g}" if estimate["low"] is not None else "fixed"
         )
@@ -326,3 +325,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     temporary.replace(path)
+
+
+def _short(half_life: float, unit: str) -> str:
+    """A half-life far below a day in its natural unit, in brackets; nothing for others.
+
+    >>> _short(0.00035, "days"), _short(5.0, "days")
+    (' (30.2 s)', '')
+    """
+    return f" ({duration(half_life)})" if unit == "days" and half_life < 0.1 else ""
