@@ -93,7 +93,8 @@ def outcome(
             "half_life": found[f"half_life_{module.unit}"],
             "unit": module.unit,
             **{k: found[k] for k in ("low", "high", "identified", "how", "parameters")},
-            "log_likelihood": -fit.point.value,
+            # without the prior, whose constant would count as a fit
+            "log_likelihood": -float(train.per_impression(theta).sum()),
             "free": len(train.names),
         },
         loss=test.per_impression(theta),
@@ -120,6 +121,11 @@ def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Outc
         raise InputError(
             f"interest must read a kernel to compare kernels, got {type(module.interest).__name__} in "
             f"{run_dir}; give a run with another interest"
+        )
+    if module.interest.reads_text:
+        raise InputError(
+            f"model must be one of item vectors to compare kernels, got one that reads text in {run_dir}; "
+            "give a run with another model, such as model=bert_lora"
         )
     vectors = module.encoder.catalogue()
     train = Likelihood(module, data.sample("train"), vectors)  # what the run's own refit saw

@@ -1,4 +1,4 @@
-"""The half-life: refitted to the whole training split, with an interval, or the reason why there is none."""
+"""The half-life: refitted to the training split (a sample where it is large), with an interval or why not."""
 
 import math
 from collections.abc import Iterable

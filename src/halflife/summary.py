@@ -316,7 +316,7 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
         if key in found:
             table.add_row(label, f"{found[key]:,.0f}", "", "", "")
     if "data/split_leaks" in found:
-        table.caption = found["data/split"]
+        table.caption = "\n".join(filter(None, [found.get("data/note"), found["data/split"]]))
     return table
 
 
