@@ -19,8 +19,8 @@ class Pool:
     uniform: every item with an event before the moment is drawn alike.
 
     An item is alive from an event to the end of the window behind it. Such spans are cut into cells of a
-    quarter of a window; one of the moment's cell is picked and refused where it does not hold the moment, so
-    that all that do are as likely.
+    quarter of a window; of those in the moment's cell that began before the moment one is picked, and refused
+    where it has ended, so that all that hold the moment are as likely.
 
     Args:
         by: `popularity`, `alive` or `uniform`.
@@ -45,6 +45,14 @@ class Pool:
         order = np.argsort(self.item, kind="stable")
         return self.item[order], self.time[order]
 
+    @cached_property
+    def _keys(self) -> tuple[Array, int, int]:
+        """The same as one ascending number an event; the first second, and how many numbers an item has."""
+        item, time = self._by_item
+        first = int(self.time[0])
+        width = int(self.time[-1]) - first + 2
+        return item.astype(np.int64) * width + (time - first), first, width
+
     def _find_spans(self) -> None:
         """From when to when each item may be drawn, by the start."""
         item, time = self._by_item
@@ -66,7 +74,8 @@ class Pool:
         cells = high - low + 1
         span = np.repeat(np.arange(len(cells), dtype=np.int32), cells)
         cell = np.repeat(low - (np.cumsum(cells) - cells), cells) + np.arange(int(cells.sum()))
-        self.cell_span = span[np.argsort(cell, kind="stable")]
+        # ascending: by cell, and there by the start of the span
+        self.cell_key = np.sort(cell * len(cells) + span)
         self.cell_start = np.r_[0, np.cumsum(np.bincount(cell))]
 
     def draw(self, uniform: Array, moment: Array) -> Array:
@@ -88,10 +97,11 @@ class Pool:
             return np.where(born > 0, self.span_item[at], -1)
         cell = np.clip((moment - self.first_s) // self.cell_s, 0, len(self.cell_start) - 2)
         first = self.cell_start[cell]
-        size = self.cell_start[cell + 1] - first
-        at = np.minimum(first + (uniform * size).astype(np.int64), len(self.cell_span) - 1)
-        span = self.cell_span[at]
-        alive = (size > 0) & (self.start[span] < moment) & (moment <= self.end[span])
+        spans = len(self.start)
+        size = np.searchsorted(self.cell_key, cell * spans + np.searchsorted(self.start, moment)) - first
+        at = np.minimum(first + (uniform * size).astype(np.int64), len(self.cell_key) - 1)
+        span = self.cell_key[at] % spans
+        alive = (size > 0) & (moment <= self.end[span])
         return np.where(alive, self.span_item[span], -1)
 
     def chance(self, item: Array, moment: Array) -> Array:
@@ -113,8 +123,5 @@ class Pool:
 
     def _before(self, item: Array, moment: Array) -> Array:
         """The place among events by (item, time) of an item's first event at a moment or later."""
-        sorted_item, sorted_time = self._by_item
-        first = int(self.time[0])
-        width = int(self.time[-1]) - first + 2
-        keys = sorted_item.astype(np.int64) * width + (sorted_time - first)
+        keys, first, width = self._keys
         return np.searchsorted(keys, item.astype(np.int64) * width + np.clip(moment - first, 0, width - 1))
