@@ -55,6 +55,14 @@ TEXT: dict[str, Any] = {
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
+SMALL_LOG = ["data.source.users=80", "data.source.items=48", "data.source.days=30", "data.batch_size=64"]
+
+
+def metrics(directory: Path) -> dict[str, Any]:
+    """What a run wrote into metrics.json, but for times and memory."""
+    found: dict[str, Any] = json.loads((directory / "metrics.json").read_text())
+    return {k: v for k, v in found.items() if not k.startswith(("speed/", "memory/"))}
+
 
 @pytest.fixture(scope="session")
 def newsroom() -> dict[str, Any]:

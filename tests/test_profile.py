@@ -60,4 +60,4 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"^RUN_DIR must be the directory of a finished run, got .* without "
     ):
-        load(tmp_path)
+        load(tmp_path, "profile its half-life")

@@ -14,15 +14,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.conftest import SMALL_LOG, metrics
+
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "data.source.users=80",
-    "data.source.items=48",
-    "data.source.days=30",
-    "data.batch_size=64",
-    "logger=none",
-]
-TIMES = re.compile(r"^(speed|memory)/")
+SMALL = [*SMALL_LOG, "logger=none"]
 
 
 def start(cwd: Path, *words: str, cache: Path | None = None) -> "subprocess.Popen[str]":
@@ -43,11 +38,6 @@ def run(cwd: Path, *words: str) -> str:
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 0, out
     return out
-
-
-def metrics(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "metrics.json").read_text())
-    return {k: v for k, v in found.items() if not TIMES.match(k)}
 
 
 @pytest.fixture(scope="module")

@@ -116,16 +116,11 @@ def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Outc
     Raises:
         InputError: for no finished run, or a kernel named that it cannot take.
     """
-    module, data = load(run_dir)
+    module, data = load(run_dir, "compare kernels")
     if module.interest.own_time:
         raise InputError(
             f"interest must read a kernel to compare kernels, got {type(module.interest).__name__} in "
             f"{run_dir}; give a run with another interest"
-        )
-    if module.interest.reads_text:
-        raise InputError(
-            f"model must be one of item vectors to compare kernels, got one that reads text in {run_dir}; "
-            "give a run with another model, such as model=bert_lora"
         )
     vectors = module.encoder.catalogue()
     train = Likelihood(module, data.sample("train"), vectors)  # what the run's own refit saw

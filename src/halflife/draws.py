@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.negatives import TRIES, Negatives
+from halflife.negatives import TRIES, Negatives, contains
 from halflife.pools import Pool
 from halflife.ranges import mixed, ranges
 from halflife.store import Store
@@ -108,15 +108,15 @@ class Fresh:
         for turn in range(TRIES):
             draw = self.pool.draw(_uniform(where[todo], self.settings.seed, epoch, turn), now[todo])
             key = row[todo].astype(np.int64) * n_items + draw
-            bad = (draw < 0) | np.isin(key, closed) | np.isin(key, taken)
+            bad = (draw < 0) | contains(closed, key) | contains(taken, key)
             fresh, at = np.unique(np.where(bad, -1, key), return_index=True)
             keep = at[fresh >= 0]
-            found[todo[keep]], taken = draw[keep], np.r_[taken, key[keep]]
+            found[todo[keep]], taken = draw[keep], np.sort(np.r_[taken, key[keep]])
             todo = np.delete(todo, keep)
             if len(todo) == 0:
                 break
         old = row.astype(np.int64) * n_items + item[row, column]
-        spare = np.flatnonzero(~np.isin(old, taken))  # of the Store's, in the order of rows
+        spare = np.flatnonzero(~contains(taken, old))  # of the Store's, in the order of rows
         rank = np.arange(len(todo)) - np.searchsorted(row[todo], row[todo])
         found[todo] = item[row, column][spare[np.searchsorted(row[spare], row[todo]) + rank]]
         drawn = item.copy()

@@ -117,10 +117,6 @@ def multirun_table(done: list[tuple[list[str], dict[str, Any]]]) -> Any:
     table.add_column("seeds", justify="right")
     for name in columns:
         table.add_column(name, justify="right")
-
-    def missing(values: Any, runs: list[dict[str, Any]]) -> str:
-        return f" ({len(values)} of {len(runs)})" if len(values) < len(runs) else ""
-
     for setting, runs in rows.items():
         cells = []
         for key in columns.values():
@@ -129,9 +125,10 @@ def multirun_table(done: list[tuple[list[str], dict[str, Any]]]) -> Any:
                 cells.append("")
             elif len(values) == 1 or (key.startswith("baseline/") and np.ptp(values) == 0):
                 cells.append(f"{values[0]:.4g}")  # the baseline of one log is the same with every seed
-                cells[-1] += missing(values, runs)
             else:
                 half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-                cells.append(f"{values.mean():.4g} ± {half:.2g}{missing(values, runs)}")
+                cells.append(f"{values.mean():.4g} ± {half:.2g}")
+            if 0 < len(values) < len(runs):
+                cells[-1] += f" ({len(values)} of {len(runs)})"
         table.add_row(setting or "as given", str(len(runs)), *cells)
     return table

@@ -120,8 +120,8 @@ def sample(
         draw = pool.draw(rng.random(len(todo)), moment[todo])
         key = owner[todo].astype(np.int64) * n_items + draw
         # what another part of a split basket holds was clicked in this very second: no negative either
-        bad = (draw < 0) | _contains(taken, key)
-        bad |= _contains(in_basket, basket[owner[todo]].astype(np.int64) * n_items + draw)
+        bad = (draw < 0) | contains(taken, key)
+        bad |= contains(in_basket, basket[owner[todo]].astype(np.int64) * n_items + draw)
         if settings.exclude_seen:
             own = basket_user[owner[todo]].astype(np.int64) * n_items + draw
             at = np.minimum(np.searchsorted(pair, own), len(pair) - 1)
@@ -171,8 +171,7 @@ def log_rate(
     """
     length = np.diff(offsets)
     owner = np.repeat(np.arange(len(user)), length)
-    new = np.r_[True, (user[1:] != user[:-1]) | (time[1:] != time[:-1])]
-    basket = np.cumsum(new) - 1
+    basket, _ = baskets(user, time, len(user))
     chance = pool.chance(item, time[owner])
     own = np.bincount(basket, np.bincount(owner, chance * label, minlength=len(user)))[basket]
     drawn = np.bincount(owner, label == 0, minlength=len(user))
@@ -183,7 +182,7 @@ def log_rate(
         return np.asarray(np.log(rate), np.float32)
 
 
-def _contains(sorted_keys: Array, keys: Array) -> Array:
+def contains(sorted_keys: Array, keys: Array) -> Array:
     """Which of the keys occur in a sorted array."""
     if len(sorted_keys) == 0:
         return np.zeros(len(keys), bool)

@@ -125,11 +125,15 @@ def permute(fit: Fit, times: int, seed: int) -> list[float]:
     return found
 
 
-def load(run_dir: Path) -> tuple[Recommender, Any]:
+def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
     """The module of a finished run, its best checkpoint loaded, and its data.
 
+    Args:
+        run_dir: that train.py wrote.
+        what_for: what its item vectors are held fixed for, to say so where it has none.
+
     Raises:
-        InputError: when the directory holds no finished run.
+        InputError: when the directory holds no finished run, or that of a model which reads text.
     """
     from hydra.utils import instantiate
 
@@ -149,6 +153,11 @@ def load(run_dir: Path) -> tuple[Recommender, Any]:
         )
     data = instantiate(cfg.data)
     module = build(cfg, data)
+    if module.interest.reads_text:
+        raise InputError(
+            f"model must be one of item vectors to {what_for}, got one that reads text in {run_dir}; give a "
+            "run with another model, such as model=bert_lora"
+        )
     state = torch.load(best, map_location="cpu", weights_only=False)["state_dict"]
     module.load_state_dict({**module.state_dict(), **state})
     return module.eval(), data
@@ -205,15 +214,10 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
     from halflife.tracking import console, quiet
 
     quiet()
-    module, data = load(run_dir)
+    module, data = load(run_dir, "profile its half-life")
     for name, parameter in module.decay.named_parameters():  # a half-life that was given can be profiled too
         if name.endswith("log_half_life"):
             parameter.requires_grad_()
-    if module.interest.reads_text:
-        raise InputError(
-            "model must be one of item vectors to profile its half-life, got one that reads text; give a run "
-            "with another model, such as model=bert_lora"
-        )
     likelihood = Likelihood(module, data.sample("train"), module.encoder.catalogue())
     if likelihood.half_life is None:
         raise InputError(

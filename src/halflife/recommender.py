@@ -166,9 +166,7 @@ class Recommender(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         score = self(batch)
-        if (
-            batch.log_rate is not None
-        ):  # a part of the negatives: their odds, not those among all (draws.InView)
+        if batch.log_rate is not None:  # a part of the negatives (draws.InView): odds among all are smaller
             score = score - batch.log_rate
         loss = self.loss(score, batch.label, batch.candidate_mask)
         if not torch.isfinite(loss):

@@ -265,7 +265,8 @@ def versions() -> dict[str, str]:
 def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -> Table:
     """The last table of a run: each figure beside what to compare it with."""
     title = f"Test, {found['data/test_impressions']:,} impressions · {run_dir}"
-    table = Table(title=title, caption=found.get("data/note"))
+    told = [found.get("data/note"), found["data/split"] if "data/split_leaks" in found else None]
+    table = Table(title=title, caption="\n".join(filter(None, told)) or None)
     for column in ("", "this run", "95 % interval", "popularity", "best possible"):
         table.add_column(column, justify="left" if not column else "right")
 
@@ -315,8 +316,6 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     ):
         if key in found:
             table.add_row(label, f"{found[key]:,.0f}", "", "", "")
-    if "data/split_leaks" in found:
-        table.caption = "\n".join(filter(None, [found.get("data/note"), found["data/split"]]))
     return table
 
 

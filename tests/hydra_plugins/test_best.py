@@ -1,33 +1,18 @@
 """A sweep of Halflife's own: best.yaml runs as it is, and reaches what the best trial reached."""
 
-import json
-import re
 import runpy
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from tests.conftest import SMALL_LOG, metrics
+
 TRAIN = Path(__file__).parents[2] / "train.py"
-SMALL = [
-    "data.source.users=80",
-    "data.source.items=48",
-    "data.source.days=30",
-    "data.batch_size=64",
-    "model=id_embedding",
-    "trainer=debug",
-    "logger=none",
-]
-TIMES = re.compile(r"^(speed|memory)/")
-
-
-def metrics(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "metrics.json").read_text())
-    return {k: v for k, v in found.items() if not TIMES.match(k)}
+SMALL = [*SMALL_LOG, "model=id_embedding", "trainer=debug", "logger=none"]
 
 
 def test_the_best_trial_runs_again_to_the_same_metrics(
