@@ -217,3 +217,12 @@ def test_strict_stops_with_every_finding_in_a_sentence_and_report_tells_the_card
     assert data("strict").store.about["quality"] == []
     with pytest.raises(InputError, match=r"^data\.checks must be one of report, strict, got lenient"):
         make_log(checks="lenient")
+
+
+def test_an_example_is_the_same_whatever_order_the_rows_come_in() -> None:
+    rows = pl.DataFrame(
+        {"user_id": "u", "item_id": "ghost", "kind": ["click", "buy"], "shown": [["a"], ["b"]]}
+    )
+    said = {quality.example(frame.lazy()) for frame in (rows, rows.reverse())}
+    assert len(said) == 1
+    assert "kind buy" in said.pop()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import polars as pl
+from polars import selectors
 
 from halflife.errors import InputError
 from halflife.tables import DAY_S
@@ -112,8 +113,8 @@ def texts(items: pl.DataFrame) -> list[Finding]:
 
 
 def example(frame: pl.LazyFrame) -> str:
-    """The first row in one short line."""
-    row = frame.head(1).collect(engine="streaming").row(0, named=True)
+    """A row in one short line: the least, since rows come in any order."""
+    row = frame.sort(~selectors.nested()).head(1).collect(engine="streaming").row(0, named=True)
     words = (f"{k} {str(v)[:60]}" for k, v in row.items() if v is not None)
     return ", ".join(" ".join(word.split()) for word in words)
 
