@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halflife import quality
 from halflife.arrays import build
 from halflife.batches import DataModule
 from halflife.build import table
