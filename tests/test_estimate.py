@@ -165,6 +165,25 @@ def test_the_refit_does_not_depend_on_how_the_rows_are_batched(make_log: MakeLog
     assert fit(data)[2]["half_life_days"] == pytest.approx(whole["half_life_days"], rel=1e-3)
 
 
+@pytest.mark.parametrize("by", ["category", "activity"])
+def test_batches_side_by_side_lose_what_they_lose_apart(make_log: MakeLog, by: str) -> None:
+    """Shorter histories, smaller impressions and other batches' items must not show through the padding."""
+    data = log_of(make_log)
+    data.eval_batch_size = 64
+    kernel = Grouped(3.0, True, by, True, sd=0.5, estimate_sd=False, kernel=partial(Exponential))
+    kernel.bind(data.store)
+    with torch.no_grad():
+        kernel.deviation.copy_(torch.linspace(-1, 1, len(kernel.names)))
+    module = module_of(data, kernel)
+    batches = list(data.sample("train"))
+    likelihood = Likelihood(module, batches, module.encoder.catalogue())
+    assert len(likelihood._parts) < len(batches) / 4
+    with torch.no_grad():
+        apart = torch.cat([module.loss(module(b), b.label, b.candidate_mask, "sum") for b in batches])
+    joined = likelihood.per_impression(likelihood.start)
+    assert torch.allclose(joined.float().sort().values, apart.sort().values, rtol=1e-5)
+
+
 def test_the_refit_moves_decay_and_interest_scalars_alone_and_keeps_the_mode(make_log: MakeLog) -> None:
     data = log_of(make_log)
     module = module_of(data)

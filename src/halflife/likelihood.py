@@ -6,6 +6,7 @@ whatever is summed over impressions is float64, which leaves about 10⁻⁵ nats
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
@@ -87,7 +88,7 @@ class Likelihood:
         self._take(_Scores(module.decay, module.interest, module.candidate_decay))
         vectors = vectors.detach().cpu()
         whole = (_part(b.to("cpu"), vectors, module.interest.bilinear) for b in batches)
-        self._parts = [piece for part in whole for piece in _pieces(part)]
+        self._parts = _joined([piece for part in whole for piece in _pieces(part)])
         self.user = torch.cat([p.batch.user for p in self._parts])
 
     def with_decay(self, decay: Kernel) -> "Likelihood":
@@ -283,7 +284,7 @@ class Likelihood:
         if every <= 1:
             return self
         thin = copy.copy(self)
-        thin._parts = [_rows(part, slice(None, None, every)) for part in self._parts]
+        thin._parts = _joined([_rows(part, slice(None, None, every)) for part in self._parts])
         thin.user = torch.cat([part.batch.user for part in thin._parts])
         return thin
 
@@ -353,6 +354,45 @@ def _pieces(part: _Part) -> list[_Part]:
     each = max(1, part.history.shape[1] * part.candidates.shape[1])
     size = max(1, PIECE // each)
     return [_rows(part, slice(i, i + size)) for i in range(0, len(part.history), size)]
+
+
+def _joined(parts: list[_Part]) -> list[_Part]:
+    """The same impressions in fewer parts: what a pass costs beside its sums, it costs once a part."""
+    out: list[list[_Part]] = []
+    clicks = candidates = impressions = 0
+    for part in sorted(parts, key=lambda p: p.history.shape[1]):
+        b, h, c = len(part.history), part.history.shape[1], part.candidates.shape[1]
+        clicks, candidates, impressions = max(clicks, h), max(candidates, c), impressions + b
+        if not out or impressions * clicks * candidates > PIECE:
+            out.append([])
+            clicks, candidates, impressions = h, c, b
+        out[-1].append(part)
+    return [_join(some) if len(some) > 1 else some[0] for some in out]
+
+
+def _join(parts: list[_Part]) -> _Part:
+    """Parts on end, padded behind to the longest history and the largest impression."""
+
+    def on_end(values: list[Tensor]) -> Tensor:
+        sizes = [max(v.shape[i] for v in values) for i in range(1, values[0].ndim)]
+        out = values[0].new_zeros((sum(len(v) for v in values), *sizes))
+        for v, rows in zip(values, out.split([len(v) for v in values]), strict=True):
+            rows[tuple(slice(n) for n in v.shape)] = v
+        return out
+
+    batches = [part.batch for part in parts]
+    first = [0, *itertools.accumulate(len(b.item) for b in batches[:-1])]
+    moved = [
+        replace(b, history=b.history + n, candidates=b.candidates + n, tokens=None, token_length=None)
+        for b, n in zip(batches, first, strict=True)
+    ]
+    named = {f.name: [getattr(b, f.name) for b in moved] for f in fields(Batch)}
+    whole = {n: on_end(v) for n, v in named.items() if v[0] is not None and v[0].ndim}
+    return _Part(
+        replace(moved[0], **whole),
+        on_end([part.history for part in parts]),
+        on_end([part.candidates for part in parts]),
+    )
 
 
 def _part(batch: Batch, vectors: Tensor, bilinear: bool) -> _Part:
