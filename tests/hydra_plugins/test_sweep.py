@@ -142,6 +142,10 @@ def test_a_fixed_choice_brings_its_shape_and_no_other(sweep: Sweep, tmp_path: Pa
         ([SPACE, "hydra.sweeper.n_jobs=2"], "hydra.sweeper.n_jobs must be 1 with the basic launcher"),
         ([SPACE, "hydra/sweeper/sampler=grid"], "x must be a range or a choice for a grid"),
         ([SPACE, "hydra.sweeper.sampler._target_=optuna.samplers.TPE"], "hydra.sweeper.sampler must be one"),
+        ([SPACE, "hydra.sweeper.pruner=median"], "as hydra/sweeper/pruner=median"),
+        ([SPACE, "hydra.sweeper.sampler=tpe"], "as hydra/sweeper/sampler=tpe"),
+        ([SPACE, "hydra.sweeper.storage=5"], "hydra.sweeper.storage must be a file, a URL or memory, got 5"),
+        ([SPACE, "hydra.sweeper.params=x"], "hydra.sweeper.params must be a mapping"),
         ([SPACE, "hydra.sweeper.storage=nosql://x"], "hydra.sweeper.storage must be a storage that can be"),
     ],
 )

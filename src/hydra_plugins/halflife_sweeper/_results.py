@@ -18,6 +18,7 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from hydra_plugins.halflife_sweeper._study import counts
+from hydra_plugins.halflife_sweeper._trial import replaced
 
 BEST_SHOWN = 10
 
@@ -120,14 +121,12 @@ class App:
 
 def write_results(study: optuna.Study, sweep_dir: Path, app: App) -> None:
     """trials.parquet and best.yaml, whole or not at all."""
-    temporary = sweep_dir / "trials.parquet.tmp"
-    frame(study).write_parquet(temporary)
-    temporary.replace(sweep_dir / "trials.parquet")
+    with replaced(sweep_dir / "trials.parquet") as own:
+        frame(study).write_parquet(own)
     best, file = ranked(study), sweep_dir / "best.yaml"
     if best and not (file.is_file() and file.read_text().startswith(title(study, best[0], app))):
-        temporary = sweep_dir / "best.yaml.tmp"
-        temporary.write_text(best_yaml(study, best[0], app))
-        temporary.replace(file)
+        with replaced(file) as own:
+            own.write_text(best_yaml(study, best[0], app))
 
 
 def title(study: optuna.Study, best: FrozenTrial, app: App) -> str:

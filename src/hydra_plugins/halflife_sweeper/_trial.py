@@ -3,9 +3,12 @@
 import json
 import logging
 import math
+import os
+import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,17 @@ def first_line(error: BaseException) -> str:
     ('too large', 'MemoryError')
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def replaced(place: Path) -> Iterator[Path]:
+    """A file to write to, which is moved to `place` when it is whole: readers see the old one or the new one.
+
+    Each process writes to its own, since the workers of a study share its directory.
+    """
+    own = place.with_name(f".{place.name}.{platform.node()}-{os.getpid()}")
+    yield own
+    own.replace(place)
 
 
 @dataclass(frozen=True)
@@ -48,9 +62,8 @@ class Outcome:
     def write(self, directory: Path) -> None:
         """Write whole or not at all."""
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f"{NOTE}.tmp"
-        temporary.write_text(json.dumps({k: v for k, v in asdict(self).items() if v}, indent=2) + "\n")
-        temporary.replace(directory / NOTE)
+        with replaced(directory / NOTE) as file:
+            file.write_text(json.dumps({k: v for k, v in asdict(self).items() if v}, indent=2) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> "Outcome | None":

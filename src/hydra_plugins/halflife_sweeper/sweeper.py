@@ -121,6 +121,22 @@ class HalflifeSweeper(Sweeper):
         """Raise the InputError for a setting out of range, or two that do not go together."""
         from halflife.errors import InputError, choice, whole
 
+        for name, given in (("sampler", self.sampler), ("pruner", self.pruner)):
+            if not isinstance(given, DictConfig):
+                raise InputError(
+                    f"hydra.sweeper.{name} must be a mapping with a _target_, got {given}; "
+                    f"choose one with a slash, as hydra/sweeper/{name}={given}"
+                )
+        if not isinstance(self.storage, str | DictConfig | None):
+            raise InputError(
+                f"hydra.sweeper.storage must be a file, a URL or memory, got {self.storage}; "
+                "leave it out for a file in the sweep's directory"
+            )
+        if not isinstance(self.params, DictConfig):
+            raise InputError(
+                f"hydra.sweeper.params must be a mapping of keys to what is searched, got {self.params}; "
+                "write a search as KEY=interval(…) beside the other overrides"
+            )
         self.n_trials = whole("hydra.sweeper.n_trials", self.n_trials, "trials", at_least=1)
         self.n_jobs = whole("hydra.sweeper.n_jobs", self.n_jobs, "trials at a time", at_least=1)
         if self.max_failures is not None:
@@ -221,6 +237,7 @@ class HalflifeSweeper(Sweeper):
     ) -> Plan:
         """The study, opened or begun."""
         from hydra_plugins.halflife_sweeper._study import Plan, open_study
+        from hydra_plugins.halflife_sweeper._trial import replaced
 
         if "://" in where.storage:
             open_study(where)  # a server that cannot be reached leaves no directory behind
@@ -232,7 +249,8 @@ class HalflifeSweeper(Sweeper):
         # unresolved: a password that is taken from the environment stays off the disk
         kept = given["storage"] if server else json.loads(where.storage)  # type: ignore[index,call-overload]
         about_it = {"study_name": where.study_name, "storage": kept}
-        (sweep_dir / "study.json").write_text(json.dumps(about_it, indent=2) + "\n")
+        with replaced(sweep_dir / "study.json") as own:
+            own.write_text(json.dumps(about_it, indent=2) + "\n")
         return plan
 
     def _again(self, sweep_dir: Path) -> str:
@@ -349,9 +367,10 @@ class HalflifeSweeper(Sweeper):
         from rich.console import Console
 
         from hydra_plugins.halflife_sweeper._results import again, last_table, ranked
+        from hydra_plugins.halflife_sweeper._trial import replaced
 
         table, best = last_table(plan.study, self.n_trials), ranked(plan.study)
-        with (plan.sweep_dir / "summary.txt").open("w") as file:
+        with replaced(plan.sweep_dir / "summary.txt") as own, own.open("w") as file:
             plain = Console(file=file, width=110, color_system=None)
             shown = Console() if sys.stdout.isatty() else Console(width=110, color_system=None)
             for console in (plain, shown):
