@@ -25,6 +25,7 @@ from halflife.likelihood import LARGEST, Likelihood
 from halflife.profile import load
 from halflife.progress import bar
 from halflife.recommender import Recommender
+from halflife.summary import caveats, tell
 
 RESAMPLES = 400  # draws of users behind an interval of the AUC
 AGAINST = "none"
@@ -189,13 +190,12 @@ def half_life_text(about: list[dict[str, Any]]) -> str:
     return f"{min(values):.3g} to {max(values):.3g}{unit}{missing}"
 
 
-def table(found: dict[str, Any], runs: int, impressions: int) -> Any:
-    """Kernels by their loss on the test split, each beside no decay."""
+def table(found: dict[str, Any], runs: int, impressions: int, told: list[str]) -> Any:
+    """Kernels by their loss on the test split, each beside no decay; caveats below."""
     from rich.table import Table
 
-    out = Table(
-        title=f"{runs} run{'s' if runs > 1 else ''}, {impressions:,} test impressions · {AGAINST}: no decay"
-    )
+    title = f"{runs} run{'s' if runs > 1 else ''}, {impressions:,} test impressions · {AGAINST}: no decay"
+    out = Table(title=title, caption="\n".join(told) or None)
     out.add_column("decay")
     for column in ("half-life (days)", "AIC − none's", "AUC", "AUC − none's [95 %]", "loss − none's [95 %]"):
         out.add_column(column, justify="right")
@@ -214,8 +214,8 @@ def table(found: dict[str, Any], runs: int, impressions: int) -> Any:
     return out
 
 
-def picture(found: dict[str, Any], weights: dict[str, list[float]], path: Path) -> None:
-    """Left, the loss of each kernel against no decay with its interval; right, the fitted curves."""
+def picture(found: dict[str, Any], weights: dict[str, list[float]], told: list[str], path: Path) -> None:
+    """Left, the loss of each kernel against no decay with its interval; right, the fitted curves; caveats."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -238,6 +238,7 @@ def picture(found: dict[str, Any], weights: dict[str, list[float]], path: Path) 
     right.set(xscale="log", xlabel="age of a click (days)", ylabel="weight", ylim=(0, 1.05))
     right.xaxis.set_major_formatter("{x:g}")
     right.legend(frameon=False, title="the eight lowest losses")
+    tell(figure, told)
     figure.savefig(path)
     plt.close(figure)
 
@@ -256,15 +257,21 @@ def run(run_dirs: list[Path], names: list[str] | None, seed: int, out: Path) -> 
     found = {name: found[name] for name in order}
     curves = {n: runs[0][n].weight for n in order if n != SHUFFLED}
     impressions = len(runs[0][AGAINST].loss)
+    told = caveats([json.loads((run_dir / "metrics.json").read_text()) for run_dir in run_dirs])
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.json").write_text(
         json.dumps(
-            {"run_dirs": [str(d) for d in run_dirs], "test_impressions": impressions, "kernels": found},
+            {
+                "run_dirs": [str(d) for d in run_dirs],
+                "test_impressions": impressions,
+                "caveats": told,
+                "kernels": found,
+            },
             indent=2,
         )
     )
-    picture(found, {n: w for n, w in curves.items() if w is not None}, out / "compare.png")
-    console().print(table(found, len(runs), impressions))
+    picture(found, {n: w for n, w in curves.items() if w is not None}, told, out / "compare.png")
+    console().print(table(found, len(runs), impressions, told))
     print(f"compare.json and compare.png are in {out}")
     return found
 

@@ -22,6 +22,7 @@ from halflife.estimate import LEVEL, Fit, estimate, fit_likelihood, put
 from halflife.likelihood import Likelihood, Point
 from halflife.progress import bar
 from halflife.recommender import Recommender
+from halflife.summary import caveats, tell
 
 DROP = float(chi2.ppf(LEVEL, 1)) / 2  # nats below the maximum at which the interval ends
 
@@ -140,7 +141,7 @@ def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
     from halflife.recommender import build
 
     config, best = run_dir / ".hydra" / "config.yaml", run_dir / "checkpoints" / "best.ckpt"
-    for file in (config, best):
+    for file in (config, best, run_dir / "metrics.json"):
         if not file.is_file():
             raise InputError(
                 f"RUN_DIR must be the directory of a finished run, got {run_dir} without "
@@ -194,6 +195,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False)
+    tell(figure, found["caveats"])
     figure.savefig(path)
     plt.close(figure)
 
@@ -247,11 +249,12 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
         "p_boundary": float(chi2.sf(ratio, 1)) / 2 if fit.gain is not None else None,
         "p_permutation": (1 + sum(n >= (fit.gain or 0) for n in null)) / (1 + len(null)) if null else None,
         "impressions": len(likelihood.user),
+        "caveats": caveats([json.loads((run_dir / "metrics.json").read_text())]),
     }
     (run_dir / "profile.json").write_text(json.dumps(found, indent=2))
     picture(found, run_dir / "profile.png")
     unit = module.unit
-    table = Table(title=f"Half-life of {run_dir}")
+    table = Table(title=f"Half-life of {run_dir}", caption="\n".join(found["caveats"]) or None)
     table.add_column(f"{stated['kernel']}, {found['impressions']:,} training impressions")
     table.add_column("", justify="right")
 

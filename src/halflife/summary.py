@@ -4,6 +4,7 @@ import json
 import platform
 import resource
 import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,7 @@ def finish(
 
     drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"]))
     figure = decay_curve(drawn, fitted, planted)
-    if split.leaks:
-        figure.suptitle(split.name, color="tab:red")
-    if note:
-        figure.text(0.01, 0.005, note, fontsize=6)
+    tell(figure, caveats([found]))
     figure.savefig(run_dir / "decay_curve.png")
     write_json(run_dir / "decay.json", fitted)
     write_json(run_dir / "decay_curve.json", drawn)
@@ -256,6 +254,30 @@ def decay_curve(
     return figure
 
 
+def caveats(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What every output of these runs says of their logs and splits: that times are reconstructed, that a
+    split leaks.
+
+    Args:
+        found: `metrics.json` of each run.
+
+    >>> caveats([{"data/split": "last leaks", "data/split_leaks": 1}, {"data/note": "no times"}])
+    ['last leaks', 'no times']
+    """
+    told = [
+        text
+        for each in found
+        for text in (each.get("data/note"), each["data/split"] if "data/split_leaks" in each else None)
+    ]
+    return list(dict.fromkeys(filter(None, told)))
+
+
+def tell(figure: Any, caveats: list[str]) -> None:
+    """Write caveats below a picture."""
+    if caveats:
+        figure.supxlabel("\n".join(caveats), fontsize=7, color="tab:red")
+
+
 def versions() -> dict[str, str]:
     """Releases of what a result depends on, for whoever wants it again."""
     names = ["halflife-rec", "torch", "lightning", "transformers", "peft", "polars", "numpy"]
@@ -265,8 +287,7 @@ def versions() -> dict[str, str]:
 def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -> Table:
     """The last table of a run: each figure beside what to compare it with."""
     title = f"Test, {found['data/test_impressions']:,} impressions · {run_dir}"
-    told = [found.get("data/note"), found["data/split"] if "data/split_leaks" in found else None]
-    table = Table(title=title, caption="\n".join(filter(None, told)) or None)
+    table = Table(title=title, caption="\n".join(caveats([found])) or None)
     for column in ("", "this run", "95 % interval", "popularity", "best possible"):
         table.add_column(column, justify="left" if not column else "right")
 

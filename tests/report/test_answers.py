@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from scipy.stats import t
 from halflife.errors import InputError
 from halflife.report import multirun as report_multirun
 from halflife.report import run, study, study_plots, trials
+from halflife.report.__main__ import page_of
+from halflife.report.page import render
 
 
 def found_in(directory: Path, name: str = "metrics.json") -> dict[str, Any]:
@@ -83,6 +86,23 @@ def test_a_multirun_shows_means_over_seeds_and_what_decay_gains(multirun: Path) 
     ((setting, seeds, difference, *_),) = gain.rows
     assert (setting, seeds) == ("decay=exponential", "2")
     assert float(difference) == pytest.approx(np.mean(aucs["exp"]) - np.mean(aucs["none"]), abs=6e-5)
+
+
+def test_every_page_tells_of_a_split_that_leaks_and_of_reconstructed_times(
+    multirun: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "sweep"
+    shutil.copytree(multirun, place, ignore=shutil.ignore_patterns("*.ckpt"))
+    told = {"data/split": "it leaks", "data/split_leaks": 1, "data/note": "made-up <times>"}
+    (place / "2" / "metrics.json").write_text(json.dumps(found_in(place / "2") | told))
+    page = page_of(place)
+    assert page_of(place / "2").caveats == page.caveats == ["made-up <times>", "it leaks"]
+    assert '<p class="caveat">made-up &lt;times&gt;</p>' in render(page, "page.html.jinja", "x")
+    assert "**it leaks**" in render(page, "page.md.jinja", "x")
+    storage = JournalStorage(JournalFileBackend(str(place / "study.log")))
+    optuna.create_study(study_name="x", storage=storage)
+    begun = page_of(place)
+    assert (begun.title, begun.caveats) == ("Halflife study: x", page.caveats)
 
 
 def test_a_study_is_read_with_its_states_reasons_and_objective(study_dir: Path) -> None:

@@ -11,7 +11,7 @@ from halflife.cli import CONFIG_DIR
 from halflife.errors import InputError
 from halflife.report import predictions, run_plots
 from halflife.report.page import Page, Section, Table
-from halflife.summary import SHOWN
+from halflife.summary import SHOWN, caveats
 
 NEEDED = ["metrics.json", "decay.json", "decay_curve.json", "predictions.parquet", ".hydra/config.yaml"]
 NOT_SHOWN = ("logger.", "cache_dir", "callbacks.")  # settings that do not change what a run finds
@@ -69,6 +69,7 @@ def page(run_dir: Path) -> Page:
         lead=lead(decay, found, frame["user"].n_unique(), choices(run_dir)),
         figures=figures(found, decay),
         sections=sections,
+        caveats=caveats([found]),
     )
 
 
