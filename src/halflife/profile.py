@@ -24,6 +24,12 @@ from halflife.progress import bar
 from halflife.recommender import Recommender
 from halflife.summary import caveats, tell
 
+FILES = (
+    ".hydra/config.yaml",
+    "checkpoints/best.ckpt",
+    "metrics.json",
+    "predictions.parquet",
+)  # of a run's end
 DROP = float(chi2.ppf(LEVEL, 1)) / 2  # nats below the maximum at which the interval ends
 
 
@@ -126,6 +132,26 @@ def permute(fit: Fit, times: int, seed: int) -> list[float]:
     return found
 
 
+def configuration(run_dir: Path) -> DictConfig:
+    """The configuration of a finished run.
+
+    Raises:
+        InputError: when the directory holds no finished run.
+    """
+    for name in FILES:
+        if not (run_dir / name).is_file():
+            raise InputError(
+                f"RUN_DIR must be the directory of a finished run, got {run_dir} without {name}; give one "
+                "that train.py wrote"
+            )
+    cfg = OmegaConf.load(run_dir / FILES[0])
+    if not isinstance(cfg, DictConfig):
+        raise InputError(
+            f"RUN_DIR must hold a configuration, got {run_dir / FILES[0]} with a list; give another directory"
+        )
+    return cfg
+
+
 def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
     """The module of a finished run, its best checkpoint loaded, and its data.
 
@@ -140,18 +166,7 @@ def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
 
     from halflife.recommender import build
 
-    config, best = run_dir / ".hydra" / "config.yaml", run_dir / "checkpoints" / "best.ckpt"
-    for file in (config, best, run_dir / "metrics.json"):
-        if not file.is_file():
-            raise InputError(
-                f"RUN_DIR must be the directory of a finished run, got {run_dir} without "
-                f"{file.relative_to(run_dir)}; give one that train.py wrote"
-            )
-    cfg = OmegaConf.load(config)
-    if not isinstance(cfg, DictConfig):
-        raise InputError(
-            f"RUN_DIR must hold a configuration, got {config} with a list; give another directory"
-        )
+    cfg = configuration(run_dir)
     data = instantiate(cfg.data)
     module = build(cfg, data)
     if module.interest.reads_text:
@@ -159,7 +174,7 @@ def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
             f"model must be one of item vectors to {what_for}, got one that reads text in {run_dir}; give a "
             "run with another model, such as model=bert_lora"
         )
-    state = torch.load(best, map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(run_dir / FILES[1], map_location="cpu", weights_only=False)["state_dict"]
     module.load_state_dict({**module.state_dict(), **state})
     return module.eval(), data
 
