@@ -91,10 +91,9 @@ def fit_likelihood(likelihood: Likelihood) -> Fit:
 def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     """State the half-life, its 95 % interval and how it was made, or why it is not identified.
 
-    log h ± 1.96 · sd, with sd² = ∇ᵀ H⁻¹ G H⁻¹ ∇: ∇ the slope of log h in the free parameters, H the Hessian
-    of −log L, G = Σ_users g_u g_uᵀ the sum over users of the outer products of their summed
-    gradients (and the prior's curvature: see `sandwich`). The half-lives of groups alike. Item vectors are
-    held as they are, so the error that the text brings in is not in the interval.
+    log h ± 1.96 · sd, with sd² = ∇ᵀ V ∇: ∇ the slope of log h in the free parameters, V their variance (see
+    `sandwich`). The half-lives of groups alike. Item vectors are held as they are, so the error that the text
+    brings in is not in the interval.
 
     Args:
         module: after `refit`.
@@ -154,8 +153,10 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
 def sandwich(fit: Fit) -> Tensor | None:
     """Variance of the free parameters, H⁻¹ (G + Λ) H⁻¹, (P, P); None where H is not that of a minimum.
 
-    Λ is the Hessian of −log prior: what a prior says counts as one more observation, so that a group which
-    the log hardly shows is as uncertain as its prior, not certain.
+    H is the Hessian of −log L, prior included. G = Σ_u s_u s_uᵀ over users, with s_u = Σ_{i of u} (g_i − ḡ):
+    the gradients g_i of a user's impressions, less their mean ḡ over all impressions, which is not 0 at a
+    minimum that a prior takes part in. Λ is the Hessian of −log prior: what a prior says counts as one more
+    observation, so that a group which the log hardly shows is as uncertain as its prior, not certain.
 
     Args:
         fit: of `fit_likelihood`.

@@ -63,7 +63,8 @@ def finish(
     found |= {f"params/{k}": v for k, v in module.trainable().items()}
     found |= speed.metrics()
     planted, note = store.about["planted"], store.about["note"]
-    split = module.trainer.datamodule.split  # type: ignore[attr-defined]
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    split, most = data.split, data.max_history
     fitted = {**fitted, "split": split.name} | ({"note": note} if note else {})
     if split.leaks:
         found["data/split_leaks"] = 1
@@ -84,7 +85,7 @@ def finish(
         run_dir / "predictions.parquet", metadata={"split": split.name}
     )
 
-    drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"]))
+    drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"], most))
     figure = decay_curve(drawn, fitted, planted)
     tell(figure, caveats([found]))
     figure.savefig(run_dir / "decay_curve.png")
@@ -165,11 +166,19 @@ def compare(frame: polars.DataFrame, rows_user: Array) -> dict[str, float]:
     return found
 
 
-def ages(store: Store, rows: Array, unit: str) -> Array:
-    """Ages in the histories of at most a thousand rows, evenly spread over them."""
+def ages(store: Store, rows: Array, unit: str, max_history: int) -> Array:
+    """Ages of the clicks that a model reads, in the histories of at most a thousand rows, evenly spread over
+    them.
+
+    Args:
+        store: of the log.
+        rows: impressions.
+        unit: `days` or `rank`.
+        max_history: a longer history keeps its newest clicks.
+    """
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), 1000)).astype(np.int64)]
     end = store.history_end[some]
-    length = end - store.user_start[store.impression_user[some]]
+    length = np.minimum(end - store.user_start[store.impression_user[some]], max_history)
     index, mask = ranges(end - length, length)
     if unit == "rank":
         return (length[:, None] - 1 - np.arange(index.shape[1]))[mask].astype(np.float64)
