@@ -30,7 +30,7 @@ from tests.test_estimate import log_of, module_of
 
 
 def some(loss: list[float], draws: list[float], free: int = 3, likelihood: float = -10.0) -> Outcome:
-    about = {"free": free, "log_likelihood": likelihood, "half_life": None, "how": "", "unit": "days"}
+    about = {"free": free, "log_likelihood": likelihood, "half_life": None, "unit": "days"}
     return Outcome(about, torch.tensor(loss).double(), ["a", "a", "b"], draws[0], torch.tensor(draws), None)
 
 
@@ -111,7 +111,7 @@ def test_table_and_picture_name_the_unit_and_the_curves_that_are_drawn(
 
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
-    about = {"half_life": None, "low": None, "high": None, "unit": unit, "how": "the kernel has no half-life"}
+    about = {"half_life": None, "low": None, "high": None, "unit": unit, "status": "no_half_life"}
     runs = [{"none": some([1, 1, 1], [0.5, 0.5]), "x": some([0.7, 0.9, 1.1], [0.6, 0.7])}]
     runs[0]["none"].about.update(about)
     runs[0]["x"].about.update(about, half_life=6.0)
@@ -120,6 +120,7 @@ def test_table_and_picture_name_the_unit_and_the_curves_that_are_drawn(
     assert shown.caption == "it leaks"
     assert shown.columns[1].header == f"half-life ({unit})"
     assert list(shown.columns[1].cells) == ["6", ""]
+    assert half_life_text([{**about, "status": "not_identified"}], unit) == "not identified"
     assert half_life_text([{**about, "half_life": 6.0, "unit": "rank"}], "days") == "6 rank"
     for many, title in ((2, "lowest loss first"), (9, "lowest loss first, 8 of 9 curves")):
         picture(found, {str(i): [1.0] * 101 for i in range(many)}, ["it leaks"], tmp_path / "x.png")

@@ -98,7 +98,7 @@ def seeds(make_log: MakeLog) -> list[dict[str, Any]]:
 
 
 def test_the_interval_covers_the_planted_half_life(seeds: list[dict[str, Any]]) -> None:
-    assert all(e["identified"] for e in seeds)
+    assert all(e["identified"] and e["status"] == "estimated" for e in seeds)
     assert all(e["low"] < e["half_life_days"] < e["high"] for e in seeds)
     covers = [e["low"] < PLANTED_DAYS < e["high"] for e in seeds]
     assert sum(covers) >= 6  # of 8; fewer than 6 has a chance of 0.6 % where 95 % is true
@@ -189,8 +189,9 @@ def test_a_kernel_with_a_shape_has_an_interval_too(make_log: MakeLog) -> None:
     assert math.exp(e["parameters"]["log_shape"]) == pytest.approx(1.0, rel=0.5)
 
 
-def unknown(e: dict[str, Any]) -> str:
+def unknown(e: dict[str, Any], status: str = "not_identified") -> str:
     """How an estimate without an interval says why."""
+    assert e["status"] == status
     assert (e["low"], e["high"], e["identified"]) == (None, None, False)
     return e["how"]
 
@@ -213,18 +214,37 @@ def test_a_kernel_without_half_life_says_so(make_log: MakeLog) -> None:
     # scale, bias and sink are refitted all the same, so that log-losses of kernels compare
     assert not any(n.startswith("decay.") for n in found.likelihood.names)
     assert e["half_life_days"] is None
-    assert unknown(e) == "the kernel has no half-life"
+    assert unknown(e, "no_half_life") == "the kernel has no half-life"
     fourier = Fourier(half_life_days=2.0, learn=True, frequencies=4, unit_days=1.0, learn_unit=False)
-    assert unknown(estimate(module_of(data, fourier), None)) == "the kernel has no half-life"
+    assert unknown(estimate(module_of(data, fourier), None), "no_half_life") == "the kernel has no half-life"
 
 
 def test_a_half_life_that_is_given_says_so_and_stays(make_log: MakeLog) -> None:
     _, found, e = fit(log_of(make_log), Exponential(half_life_days=3.0, learn=False))
     assert not any(n.startswith("decay.") for n in found.likelihood.names)
     assert e["half_life_days"] == pytest.approx(3.0)
-    assert unknown(e) == "fixed by the configuration, not estimated"
+    assert unknown(e, "fixed") == "fixed by the configuration, not estimated"
     fixed = Weibull(half_life_days=3.0, learn=False, shape=0.7, learn_shape=True)
     assert unknown(fit(log_of(make_log), fixed)[2]).startswith("not identified: ")
+
+
+def test_a_half_life_that_was_learned_and_not_refitted_says_so(make_log: MakeLog) -> None:
+    e = estimate(module_of(log_of(make_log)), None)  # refit=false
+    assert e["half_life_days"] == pytest.approx(2.0)
+    assert unknown(e, "not_refitted") == "gradient descent alone: no refit and no interval"
+
+
+def test_an_estimate_from_a_sample_names_it(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    rows = len(data.rows("train"))
+    whole, part = module_of(data), module_of(data)
+    found = refit(part, data.sample("train", candidates=rows))  # of five an impression
+    assert found is not None
+    used = len(found.likelihood.user)
+    assert used < rows / 4
+    e = estimate(part, found)
+    assert e["how"].endswith(f"; from {used:,} of {rows:,} training impressions, evenly spread")
+    assert "training impressions" not in estimate(whole, refit(whole, data.sample("train")))["how"]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -97,7 +97,7 @@ def outcome(
         about={
             "half_life": found[f"half_life_{module.unit}"],
             "unit": module.unit,
-            **{k: found[k] for k in ("low", "high", "identified", "how", "parameters")},
+            **{k: found[k] for k in ("low", "high", "identified", "status", "how", "parameters")},
             # without the prior, whose constant would count as a fit
             "log_likelihood": -float(train.per_impression(theta).sum()),
             "free": len(train.names),
@@ -210,7 +210,7 @@ def half_life_text(about: list[dict[str, Any]], unit: str) -> str:
     """
     told = [a for a in about if a["half_life"] is not None]
     if not told:
-        unidentified = any(a["how"].startswith("not identified") for a in about)
+        unidentified = any(a["status"] == "not_identified" for a in about)
         return "not identified" if unidentified else ""
     unit = "" if told[0]["unit"] == unit else f" {told[0]['unit']}"
     if len(about) == 1:

@@ -101,6 +101,8 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
 
     Returns:
         What `decay.json` holds; `half_life_*` is null where a kernel has none or the data cannot tell it.
+        `status` is `estimated`, `not_identified`, `fixed`, `not_refitted` or `no_half_life`; `how` says it in
+        words.
 
     Source: Huber, The Behavior of Maximum Likelihood Estimates under Nonstandard Conditions (1967); clusters:
     Liang & Zeger (Biometrika 1986), section 3.
@@ -122,11 +124,15 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     if module.candidate_decay is not None and module.candidate_decay.half_life is not None:
         out["candidate_half_life_days"] = float(module.candidate_decay.half_life.detach())
     if value is None:
-        return {**out, "how": "the kernel has no half-life"}
-    if module.interest.reads_text and any(p.requires_grad for p in module.decay.parameters()):
-        return {**out, "how": "gradient descent alone: without item vectors no refit and no interval"}
-    if fit is None or not any(p.requires_grad for p in module.decay.parameters()):
-        return {**out, "how": "fixed by the configuration, not estimated"}
+        return {**out, "status": "no_half_life", "how": "the kernel has no half-life"}
+    if not any(p.requires_grad for p in module.decay.parameters()):
+        return {**out, "status": "fixed", "how": "fixed by the configuration, not estimated"}
+    if fit is None:
+        why = "without item vectors " if module.interest.reads_text else ""
+        how = f"gradient descent alone: {why}no refit and no interval"
+        return {**out, "status": "not_refitted", "how": how}
+    used, every = len(fit.likelihood.user), module.impressions
+    sample = f"; from {used:,} of {every:,} training impressions, evenly spread" if used < every else ""
     out["log_likelihood_over_no_decay"] = fit.gain
     variance = sandwich(fit)
     if variance is None:
@@ -134,10 +140,11 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     else:
         sd, why = sd_log_half_life(module.decay, fit, variance)
     if sd is None or variance is None:
-        return {**out, f"half_life_{module.unit}": None, "how": f"not identified: {why}"}
+        nothing = {f"half_life_{module.unit}": None, "status": "not_identified"}
+        return {**out, **nothing, "how": f"not identified: {why}{sample}"}
     how = (
         f"gradient descent, then the minimum of −log L; {LEVEL:.0%} Wald interval of the logarithm, sandwich "
-        "variance clustered by user over decay, scale, bias and sink, item vectors held fixed"
+        f"variance clustered by user over decay, scale, bias and sink, item vectors held fixed{sample}"
     )
     intervals = {}
     for name, h in groups.items():
@@ -147,7 +154,8 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     if intervals:
         out["half_lives_intervals"] = intervals
     low, high = value * math.exp(-Z * sd), value * math.exp(Z * sd)
-    return {**out, "low": low, "high": high, "sd_log_half_life": sd, "identified": True, "how": how}
+    found = {"low": low, "high": high, "sd_log_half_life": sd, "identified": True}
+    return {**out, **found, "status": "estimated", "how": how}
 
 
 def sandwich(fit: Fit) -> Tensor | None:

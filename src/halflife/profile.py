@@ -254,6 +254,7 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
         "unit": module.unit,
         "half_life": None if half_life is None else float(half_life.detach()),
         "identified": stated["identified"] and curve.high is not None,
+        "status": stated["status"],
         "how": stated["how"],
         "profile": {"half_life": curve.half_life, "drop": curve.drop},
         "likelihood_ratio": {"low": curve.low, "high": curve.high},

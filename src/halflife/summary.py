@@ -316,13 +316,10 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     name = f"half-life ({unit}), {estimate['kernel']}"
     if half_life is not None:
         name += _short(half_life, unit)
-        interval = (
-            f"{estimate['low']:.3g} – {estimate['high']:.3g}" if estimate["low"] is not None else "fixed"
-        )
-        if estimate["how"].startswith("gradient descent alone"):
-            interval = "not estimated"
+        without = {"fixed": "fixed", "not_refitted": "not estimated"}
+        interval = without.get(estimate["status"]) or f"{estimate['low']:.3g} – {estimate['high']:.3g}"
         table.add_row(name, f"{half_life:.3g}", interval, "", "")
-    elif estimate["how"].startswith("not identified"):
+    elif estimate["status"] == "not_identified":
         table.add_row(name, "not identified", "", "", "")
     groups = estimate.get("half_lives", {})
     for group, value in list(groups.items())[:GROUPS_SHOWN]:
