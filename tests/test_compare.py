@@ -29,13 +29,13 @@ from halflife.likelihood import Likelihood
 from tests.test_estimate import log_of, module_of
 
 
-def some(loss: list[float], draws: list[float], free: int = 3, likelihood: float = -10.0) -> Outcome:
-    about = {"free": free, "log_likelihood": likelihood, "half_life": None, "unit": "days"}
+def some(loss: list[float], draws: list[float], free: float = 3, likelihood: float = -10.0) -> Outcome:
+    about = {"parameters_effective": free, "log_likelihood": likelihood, "half_life": None, "unit": "days"}
     return Outcome(about, torch.tensor(loss).double(), ["a", "a", "b"], draws[0], torch.tensor(draws), None)
 
 
 def test_a_difference_is_clustered_by_user() -> None:
-    runs = [{"none": some([1, 1, 1], [0.5, 0.5]), "x": some([0.7, 0.9, 1.1], [0.6, 0.7], 4, -8.0)}]
+    runs = [{"none": some([1, 1, 1], [0.5, 0.5]), "x": some([0.7, 0.9, 1.1], [0.6, 0.7], 3.5, -8.0)}]
     found = against_none(runs, "x")
     d, n = np.array([-0.4, 0.1]), np.array([2, 1])  # of users a and b
     delta = d.sum() / n.sum()
@@ -44,7 +44,7 @@ def test_a_difference_is_clustered_by_user() -> None:
     assert found["loss_difference_high"] - found["loss_difference"] == pytest.approx(half)
     assert found["auc_difference"] == pytest.approx(0.1)
     assert found["auc_difference_low"] == pytest.approx(0.1025, abs=1e-4)  # between draws of 0.1 and 0.2
-    assert found["aic_over_none"] == pytest.approx(2 * (4 + 8.0) - 2 * (3 + 10.0))
+    assert found["aic_over_none"] == pytest.approx(2 * (3.5 + 8.0) - 2 * (3 + 10.0))
 
 
 def test_the_planted_kernel_beats_no_decay_on_its_own_log(make_log: Callable[..., DataModule]) -> None:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from halflife.decay.grouped import Grouped
 from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay
 from halflife.decay.weibull import Weibull
-from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, refit
+from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, parameters_effective, refit
 from halflife.interest.pool import Pool
 from halflife.likelihood import Likelihood
 from halflife.recommender import Recommender
@@ -286,6 +287,36 @@ def test_the_priors_of_both_kernels_are_part_of_the_likelihood(make_log: MakeLog
         values.append(likelihood.value(likelihood.start))
     assert values[1] - values[0] == pytest.approx(3.0, abs=1e-3)
     assert values[2] - values[0] == pytest.approx(6.0, abs=1e-3)
+
+
+def test_the_effective_parameters_of_a_ridge_are_the_trace_of_its_hat_matrix() -> None:
+    x = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for penalty in (0.0, 3.0, 200.0):
+        prior = penalty * torch.eye(4, dtype=torch.float64)
+        bend = x.T @ x + prior
+        ridge: Any = SimpleNamespace(prior=lambda t, p=prior: (t, p), curvature=lambda t, b=bend: (0.0, t, b))
+        hat = torch.linalg.svdvals(x).square()
+        expected = float((hat / (hat + penalty)).sum())
+        assert parameters_effective(ridge, torch.zeros(4)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_groups_count_as_far_as_their_prior_lets_the_data_move_them(make_log: MakeLog) -> None:
+    data = log_of(make_log, 3)
+    plain = Likelihood(module_of(data), data.sample("train"), Oracle(data.store).catalogue())
+    assert parameters_effective(plain, plain.start) == len(plain.names) == 4
+    counted = []
+    for sd in (0.001, 0.3, 30.0):
+        kernel = Grouped(
+            5.0, True, "category", learn_groups=True, sd=sd, estimate_sd=False, kernel=partial(Exponential)
+        )
+        kernel.bind(data.store)
+        grouped = plain.with_decay(kernel)
+        counted.append(parameters_effective(grouped, grouped.start))
+    groups = len(TOPICS)
+    assert counted[0] == pytest.approx(4, abs=0.01)
+    assert 4.5 < counted[1] < 3 + groups
+    # the shared half-life and every deviation together are one more than there are groups: 30 hardly pulls
+    assert counted[2] == pytest.approx(3 + groups, abs=0.1)
 
 
 def test_the_refit_estimates_how_far_groups_differ_and_tells_the_module(make_log: MakeLog) -> None:

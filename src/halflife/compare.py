@@ -98,9 +98,9 @@ def outcome(
             "half_life": found[f"half_life_{module.unit}"],
             "unit": module.unit,
             **{k: found[k] for k in ("low", "high", "identified", "status", "how", "parameters")},
+            "parameters_effective": found["parameters_effective"],
             # without the prior, whose constant would count as a fit
             "log_likelihood": -float(train.per_impression(theta).sum()),
-            "free": len(train.names),
         },
         loss=test.per_impression(theta),
         user=[ids[int(u)] for u in test.user],
@@ -145,6 +145,14 @@ def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Outc
     return found
 
 
+def akaike(about: dict[str, Any]) -> float:
+    """AIC = 2 (parameters − log L) of a refit; those that a prior holds count as far as the data move them.
+
+    Source: Akaike, A New Look at the Statistical Model Identification (1974); see `parameters_effective`.
+    """
+    return float(2 * (about["parameters_effective"] - about["log_likelihood"]))
+
+
 def against_none(runs: list[dict[str, Outcome]], name: str) -> dict[str, Any]:
     """A kernel's differences from no decay over all runs, clustered by user.
 
@@ -163,8 +171,7 @@ def against_none(runs: list[dict[str, Outcome]], name: str) -> dict[str, Any]:
     se = np.sqrt(((d - delta * n) ** 2).sum()) / n.sum()
     auc = torch.stack([run[name].auc_draws - run[AGAINST].auc_draws for run in runs]).mean(0)
     low, high = torch.nanquantile(auc, auc.new_tensor([0.025, 0.975])).tolist()
-    aic = [2 * (run[name].about["free"] - run[name].about["log_likelihood"]) for run in runs]
-    flat = [2 * (run[AGAINST].about["free"] - run[AGAINST].about["log_likelihood"]) for run in runs]
+    aic, flat = ([akaike(run[kernel].about) for run in runs] for kernel in (name, AGAINST))
     return {
         "runs": [run[name].about for run in runs],
         "auc": float(np.mean([run[name].auc for run in runs])),
