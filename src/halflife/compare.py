@@ -32,6 +32,7 @@ from halflife.summary import caveats, tell
 RESAMPLES = 400  # draws of users behind an interval of the AUC
 CURVES = 8  # in the picture
 CLICK = ["impression_id", "user_id", "item_id", "timestamp_s"]  # what tells a click of predictions.parquet
+KEPT = ("low", "high", "identified", "status", "how", "parameters", "parameters_effective")  # of decay.json
 AGAINST = "none"
 SHUFFLED = "exponential, ages shuffled"
 
@@ -97,8 +98,7 @@ def outcome(
         about={
             "half_life": found[f"half_life_{module.unit}"],
             "unit": module.unit,
-            **{k: found[k] for k in ("low", "high", "identified", "status", "how", "parameters")},
-            "parameters_effective": found["parameters_effective"],
+            **{k: found[k] for k in KEPT},
             # without the prior, whose constant would count as a fit
             "log_likelihood": -float(train.per_impression(theta).sum()),
         },
@@ -187,7 +187,7 @@ def against_none(runs: list[dict[str, Outcome]], name: str) -> dict[str, Any]:
 
 
 def check_alike(run_dirs: list[Path]) -> None:
-    """Raise the InputError for runs that do not predict the same clicks, after the same, by the same ages.
+    """Raise the InputError for runs that do not predict the same clicks, by one split and one kind of ages.
 
     Negatives may be drawn by another seed in each run, so it is the clicks that have to agree, not the log's
     fingerprint, which covers what was drawn too.

@@ -177,6 +177,8 @@ def parameters_effective(likelihood: Likelihood, theta: Tensor) -> float:
     (Biometrika 2005), for its place in the AIC; Wood, Generalized Additive Models (2017), section 6.1.2.
     """
     _, prior = likelihood.prior(theta)
+    if not prior.any():
+        return float(len(theta))
     _, _, bend = likelihood.curvature(theta)
     return len(theta) - float((torch.linalg.pinv(bend, hermitian=True) * prior).sum())
 

@@ -24,12 +24,7 @@ from halflife.progress import bar
 from halflife.recommender import Recommender
 from halflife.summary import caveats, tell
 
-FILES = (
-    ".hydra/config.yaml",
-    "checkpoints/best.ckpt",
-    "metrics.json",
-    "predictions.parquet",
-)  # of a run's end
+CONFIG, BEST = ".hydra/config.yaml", "checkpoints/best.ckpt"
 DROP = float(chi2.ppf(LEVEL, 1)) / 2  # nats below the maximum at which the interval ends
 
 
@@ -138,16 +133,16 @@ def configuration(run_dir: Path) -> DictConfig:
     Raises:
         InputError: when the directory holds no finished run.
     """
-    for name in FILES:
+    for name in (CONFIG, BEST, "metrics.json", "predictions.parquet"):
         if not (run_dir / name).is_file():
             raise InputError(
                 f"RUN_DIR must be the directory of a finished run, got {run_dir} without {name}; give one "
                 "that train.py wrote"
             )
-    cfg = OmegaConf.load(run_dir / FILES[0])
+    cfg = OmegaConf.load(run_dir / CONFIG)
     if not isinstance(cfg, DictConfig):
         raise InputError(
-            f"RUN_DIR must hold a configuration, got {run_dir / FILES[0]} with a list; give another directory"
+            f"RUN_DIR must hold a configuration, got {run_dir / CONFIG} with a list; give another directory"
         )
     return cfg
 
@@ -174,7 +169,7 @@ def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
             f"model must be one of item vectors to {what_for}, got one that reads text in {run_dir}; give a "
             "run with another model, such as model=bert_lora"
         )
-    state = torch.load(run_dir / FILES[1], map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(run_dir / BEST, map_location="cpu", weights_only=False)["state_dict"]
     module.load_state_dict({**module.state_dict(), **state})
     return module.eval(), data
 

@@ -144,14 +144,19 @@ def figures(found: dict[str, Any], decay: dict[str, Any]) -> list[tuple[str, str
     """The few numbers on top."""
     unit = decay["unit"]
     half_life = decay[f"half_life_{unit}"]
-    status = str(decay["status"]).replace("_", " ")
+    without = {
+        "not_identified": "not identified",
+        "no_half_life": "none",
+        "fixed": "fixed",
+        "not_refitted": "no interval",
+    }.get(decay["status"], "")
     best = found.get("data/bayes_auc")
     beside = f"popularity {found['baseline/popularity/auc']:.4f}"
     return [
         (
             "half-life" if unit == "days" else "half-life (newer clicks)",
-            status if half_life is None else f"{half_life:.3g} {unit if unit == 'days' else ''}".strip(),
-            span(decay["low"], decay["high"]) or ("" if half_life is None else status),
+            without if half_life is None else f"{half_life:.3g} {unit if unit == 'days' else ''}".strip(),
+            span(decay["low"], decay["high"]) or ("" if half_life is None else without),
         ),
         ("AUC", f"{found['test/auc']:.4f}", span(found["test/auc_low"], found["test/auc_high"], ".4f")),
         ("AUC over popularity", f"{found['test/auc'] - found['baseline/popularity/auc']:+.4f}", beside),
