@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from halflife.decay.grouped import Grouped
 from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay
 from halflife.decay.weibull import Weibull
-from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, refit
+from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, parameters_effective, refit
 from halflife.interest.pool import Pool
 from halflife.likelihood import Likelihood
 from halflife.recommender import Recommender
@@ -98,7 +99,7 @@ def seeds(make_log: MakeLog) -> list[dict[str, Any]]:
 
 
 def test_the_interval_covers_the_planted_half_life(seeds: list[dict[str, Any]]) -> None:
-    assert all(e["identified"] for e in seeds)
+    assert all(e["identified"] and e["status"] == "estimated" for e in seeds)
     assert all(e["low"] < e["half_life_days"] < e["high"] for e in seeds)
     covers = [e["low"] < PLANTED_DAYS < e["high"] for e in seeds]
     assert sum(covers) >= 6  # of 8; fewer than 6 has a chance of 0.6 % where 95 % is true
@@ -208,8 +209,9 @@ def test_a_kernel_with_a_shape_has_an_interval_too(make_log: MakeLog) -> None:
     assert math.exp(e["parameters"]["log_shape"]) == pytest.approx(1.0, rel=0.5)
 
 
-def unknown(e: dict[str, Any]) -> str:
+def unknown(e: dict[str, Any], status: str = "not_identified") -> str:
     """How an estimate without an interval says why."""
+    assert e["status"] == status
     assert (e["low"], e["high"], e["identified"]) == (None, None, False)
     return e["how"]
 
@@ -232,18 +234,37 @@ def test_a_kernel_without_half_life_says_so(make_log: MakeLog) -> None:
     # scale, bias and sink are refitted all the same, so that log-losses of kernels compare
     assert not any(n.startswith("decay.") for n in found.likelihood.names)
     assert e["half_life_days"] is None
-    assert unknown(e) == "the kernel has no half-life"
+    assert unknown(e, "no_half_life") == "the kernel has no half-life"
     fourier = Fourier(half_life_days=2.0, learn=True, frequencies=4, unit_days=1.0, learn_unit=False)
-    assert unknown(estimate(module_of(data, fourier), None)) == "the kernel has no half-life"
+    assert unknown(estimate(module_of(data, fourier), None), "no_half_life") == "the kernel has no half-life"
 
 
 def test_a_half_life_that_is_given_says_so_and_stays(make_log: MakeLog) -> None:
     _, found, e = fit(log_of(make_log), Exponential(half_life_days=3.0, learn=False))
     assert not any(n.startswith("decay.") for n in found.likelihood.names)
     assert e["half_life_days"] == pytest.approx(3.0)
-    assert unknown(e) == "fixed by the configuration, not estimated"
+    assert unknown(e, "fixed") == "fixed by the configuration, not estimated"
     fixed = Weibull(half_life_days=3.0, learn=False, shape=0.7, learn_shape=True)
     assert unknown(fit(log_of(make_log), fixed)[2]).startswith("not identified: ")
+
+
+def test_a_half_life_that_was_learned_and_not_refitted_says_so(make_log: MakeLog) -> None:
+    e = estimate(module_of(log_of(make_log)), None)  # refit=false
+    assert e["half_life_days"] == pytest.approx(2.0)
+    assert unknown(e, "not_refitted") == "gradient descent alone: no refit and no interval"
+
+
+def test_an_estimate_from_a_sample_names_it(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    rows = len(data.rows("train"))
+    whole, part = module_of(data), module_of(data)
+    found = refit(part, data.sample("train", candidates=rows))  # of five an impression
+    assert found is not None
+    used = len(found.likelihood.user)
+    assert used < rows / 4
+    e = estimate(part, found)
+    assert e["how"].endswith(f"; from {used:,} of {rows:,} training impressions, evenly spread")
+    assert "training impressions" not in estimate(whole, refit(whole, data.sample("train")))["how"]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -285,6 +306,36 @@ def test_the_priors_of_both_kernels_are_part_of_the_likelihood(make_log: MakeLog
         values.append(likelihood.value(likelihood.start))
     assert values[1] - values[0] == pytest.approx(3.0, abs=1e-3)
     assert values[2] - values[0] == pytest.approx(6.0, abs=1e-3)
+
+
+def test_the_effective_parameters_of_a_ridge_are_the_trace_of_its_hat_matrix() -> None:
+    x = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for penalty in (0.0, 3.0, 200.0):
+        prior = penalty * torch.eye(4, dtype=torch.float64)
+        bend = x.T @ x + prior
+        ridge: Any = SimpleNamespace(prior=lambda t, p=prior: (t, p), curvature=lambda t, b=bend: (0.0, t, b))
+        hat = torch.linalg.svdvals(x).square()
+        expected = float((hat / (hat + penalty)).sum())
+        assert parameters_effective(ridge, torch.zeros(4)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_groups_count_as_far_as_their_prior_lets_the_data_move_them(make_log: MakeLog) -> None:
+    data = log_of(make_log, 3)
+    plain = Likelihood(module_of(data), data.sample("train"), Oracle(data.store).catalogue())
+    assert parameters_effective(plain, plain.start) == len(plain.names) == 4
+    counted = []
+    for sd in (0.001, 0.3, 30.0):
+        kernel = Grouped(
+            5.0, True, "category", learn_groups=True, sd=sd, estimate_sd=False, kernel=partial(Exponential)
+        )
+        kernel.bind(data.store)
+        grouped = plain.with_decay(kernel)
+        counted.append(parameters_effective(grouped, grouped.start))
+    groups = len(TOPICS)
+    assert counted[0] == pytest.approx(4, abs=0.01)
+    assert 4.5 < counted[1] < 3 + groups
+    # the shared half-life and every deviation together are one more than there are groups: 30 hardly pulls
+    assert counted[2] == pytest.approx(3 + groups, abs=0.1)
 
 
 def test_the_refit_estimates_how_far_groups_differ_and_tells_the_module(make_log: MakeLog) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,22 +58,48 @@ def test_one_run_has_no_interval() -> None:
     assert "half-life (days)" not in rows["as given"]
 
 
-def test_the_callback_reads_what_the_jobs_left_and_leaves_out_those_that_failed(
+def job(place: Path, words: list[str], metrics: dict[str, Any] | None) -> None:
+    """What a job leaves; one that failed has no metrics."""
+    (place / ".hydra").mkdir(parents=True)
+    (place / ".hydra" / "overrides.yaml").write_text(json.dumps(words))
+    if metrics is not None:
+        (place / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_the_table_is_of_what_the_jobs_left_without_those_that_failed_or_were_there_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    job(tmp_path / "old", ["decay=power", "seed=9"], found(0.1))
     callback = MultirunTable()
-    for job, auc in enumerate([0.6, None, 0.8]):
-        place = tmp_path / str(job)
-        place.mkdir()
-        if auc is not None:
-            (place / "metrics.json").write_text(json.dumps(found(auc)))
-        hydra = {"overrides": {"task": ["decay=power", f"seed={job}"]}, "runtime": {"output_dir": str(place)}}
-        callback.on_job_end(None, SimpleNamespace(hydra_cfg=OmegaConf.create({"hydra": hydra})))
-    callback.on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    callback.on_multirun_start(config)
+    for seed, auc in enumerate([0.6, None, 0.8]):  # in any process: the callback is not told of single jobs
+        job(tmp_path / str(seed), ["decay=power", f"seed={seed}"], None if auc is None else found(auc))
+    callback.on_multirun_end(config)
     written = (tmp_path / "summary.txt").read_text()
     assert "Test, 2 runs" in written
     assert "0.7 ± 1.3" in written
     assert "0.7 ± 1.3" in capsys.readouterr().out
+
+
+LEAKS = {"data/split": "leave-last-out leaks", "data/split_leaks": 1}
+
+
+def test_the_table_tells_of_splits_that_leak_and_times_that_are_reconstructed() -> None:
+    noted = {"data/split": "val 0.1", "data/note": "times are reconstructed"}
+    table = multirun_table([(["seed=1"], found(0.6) | LEAKS), (["seed=2"], found(0.6) | noted)])
+    assert table.caption == "leave-last-out leaks\ntimes are reconstructed"
+    assert multirun_table([(["seed=1"], found(0.6))]).caption is None
+
+
+def test_after_a_study_only_what_its_own_table_cannot_know_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job(tmp_path / "0", [], found(0.6) | LEAKS)
+    study = {"sweep": {"dir": str(tmp_path)}, "sweeper": {"study_name": "x"}}
+    MultirunTable().on_multirun_end(OmegaConf.create({"hydra": study}))
+    assert capsys.readouterr().out.strip() == "note: leave-last-out leaks"
+    assert not (tmp_path / "summary.txt").exists()
 
 
 def test_a_multirun_of_which_nothing_is_left_prints_nothing(

@@ -183,6 +183,16 @@ def test_a_multirun_over_processes_gives_each_job_its_own_overrides(tiny_bert: P
     assert (tmp_path / "sweep" / "summary.txt").exists()
 
 
+@pytest.mark.slow
+def test_a_multirun_whose_jobs_run_in_other_processes_has_its_table_too(tmp_path: Path) -> None:
+    jobs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.max_epochs=1", "model=id_embedding"]
+    run(tmp_path, "-m", *jobs, "decay=none,exponential", "data.split.by=last", "hydra.sweep.dir=sweep")
+    table = (tmp_path / "sweep" / "summary.txt").read_text()
+    assert re.search(r"decay=none +│ +1 │ +0\.", table)
+    assert re.search(r"decay=exponential +│ +1 │ +0\.", table)
+    assert "leave-last-out leaks" in table
+
+
 def experiment(events: Any) -> Any:
     """What TensorBoard's table of hyperparameters shows as columns."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData

@@ -4,12 +4,14 @@ python -m halflife.compare RUN_DIR [RUN_DIR …]
 """
 
 import argparse
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
@@ -22,11 +24,15 @@ from halflife.decay.kernel import Kernel
 from halflife.errors import InputError, choice
 from halflife.estimate import Z, estimate, fit_likelihood, put
 from halflife.likelihood import LARGEST, Likelihood
-from halflife.profile import load
+from halflife.profile import configuration, load
 from halflife.progress import bar
 from halflife.recommender import Recommender
+from halflife.summary import caveats, tell
 
 RESAMPLES = 400  # draws of users behind an interval of the AUC
+CURVES = 8  # in the picture
+CLICK = ["impression_id", "user_id", "item_id", "timestamp_s"]  # what tells a click of predictions.parquet
+KEPT = ("low", "high", "identified", "status", "how", "parameters", "parameters_effective")  # of decay.json
 AGAINST = "none"
 SHUFFLED = "exponential, ages shuffled"
 
@@ -92,10 +98,9 @@ def outcome(
         about={
             "half_life": found[f"half_life_{module.unit}"],
             "unit": module.unit,
-            **{k: found[k] for k in ("low", "high", "identified", "how", "parameters")},
+            **{k: found[k] for k in KEPT},
             # without the prior, whose constant would count as a fit
             "log_likelihood": -float(train.per_impression(theta).sum()),
-            "free": len(train.names),
         },
         loss=test.per_impression(theta),
         user=[ids[int(u)] for u in test.user],
@@ -140,6 +145,14 @@ def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Outc
     return found
 
 
+def akaike(about: dict[str, Any]) -> float:
+    """AIC = 2 (parameters − log L) of a refit; those that a prior holds count as far as the data move them.
+
+    Source: Akaike, A New Look at the Statistical Model Identification (1974); see `parameters_effective`.
+    """
+    return float(2 * (about["parameters_effective"] - about["log_likelihood"]))
+
+
 def against_none(runs: list[dict[str, Outcome]], name: str) -> dict[str, Any]:
     """A kernel's differences from no decay over all runs, clustered by user.
 
@@ -158,8 +171,7 @@ def against_none(runs: list[dict[str, Outcome]], name: str) -> dict[str, Any]:
     se = np.sqrt(((d - delta * n) ** 2).sum()) / n.sum()
     auc = torch.stack([run[name].auc_draws - run[AGAINST].auc_draws for run in runs]).mean(0)
     low, high = torch.nanquantile(auc, auc.new_tensor([0.025, 0.975])).tolist()
-    aic = [2 * (run[name].about["free"] - run[name].about["log_likelihood"]) for run in runs]
-    flat = [2 * (run[AGAINST].about["free"] - run[AGAINST].about["log_likelihood"]) for run in runs]
+    aic, flat = ([akaike(run[kernel].about) for run in runs] for kernel in (name, AGAINST))
     return {
         "runs": [run[name].about for run in runs],
         "auc": float(np.mean([run[name].auc for run in runs])),
@@ -174,13 +186,40 @@ def against_none(runs: list[dict[str, Outcome]], name: str) -> dict[str, Any]:
     }
 
 
-def half_life_text(about: list[dict[str, Any]]) -> str:
-    """The half-lives of the runs: one with its interval, several as their range."""
+def check_alike(run_dirs: list[Path]) -> None:
+    """Raise the InputError for runs that do not predict the same clicks, by one split and one kind of ages.
+
+    Negatives may be drawn by another seed in each run, so it is the clicks that have to agree, not the log's
+    fingerprint, which covers what was drawn too.
+    """
+    first: dict[str, str] = {}
+    for run_dir in run_dirs:
+        cfg = configuration(run_dir)
+        rows = polars.scan_parquet(run_dir / "predictions.parquet").filter(polars.col("label") == 1)
+        clicks = rows.select(CLICK).sort(CLICK).collect().write_csv()
+        found = {
+            "data.split": str(json.loads((run_dir / "metrics.json").read_text()).get("data/split")),
+            "data.age": str(cfg.data.age),
+            "the clicks of the test split": hashlib.sha256(clicks.encode()).hexdigest()[:8],
+        }
+        first = first or found
+        for name, value in found.items():
+            if value != first[name]:
+                raise InputError(
+                    f"RUN_DIR must be runs of one log, split and age, got {run_dirs[0]} and {run_dir}, which "
+                    f"differ in {name} ({first[name]} and {value}); compare each alone"
+                )
+
+
+def half_life_text(about: list[dict[str, Any]], unit: str) -> str:
+    """The half-lives of the runs: one with its interval, several as their range; with their unit where it is
+    not that of the ages.
+    """
     told = [a for a in about if a["half_life"] is not None]
     if not told:
-        unidentified = any(a["how"].startswith("not identified") for a in about)
+        unidentified = any(a["status"] == "not_identified" for a in about)
         return "not identified" if unidentified else ""
-    unit = "" if told[0]["unit"] == "days" else " clicks"
+    unit = "" if told[0]["unit"] == unit else f" {told[0]['unit']}"
     if len(about) == 1:
         low, high = told[0]["low"], told[0]["high"]
         return f"{told[0]['half_life']:.3g}{unit}" + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
@@ -189,15 +228,26 @@ def half_life_text(about: list[dict[str, Any]]) -> str:
     return f"{min(values):.3g} to {max(values):.3g}{unit}{missing}"
 
 
-def table(found: dict[str, Any], runs: int, impressions: int) -> Any:
-    """Kernels by their loss on the test split, each beside no decay."""
+def unit_of(found: dict[str, Any]) -> str:
+    """The unit of the ages: that of no decay, which has no order of its own to count in."""
+    return str(found[AGAINST]["runs"][0]["unit"])
+
+
+def table(found: dict[str, Any], runs: int, impressions: int, told: list[str]) -> Any:
+    """Kernels by their loss on the test split, each beside no decay; caveats below."""
     from rich.table import Table
 
-    out = Table(
-        title=f"{runs} run{'s' if runs > 1 else ''}, {impressions:,} test impressions · {AGAINST}: no decay"
-    )
+    title = f"{runs} run{'s' if runs > 1 else ''}, {impressions:,} test impressions · {AGAINST}: no decay"
+    out = Table(title=title, caption="\n".join(told) or None)
+    unit = unit_of(found)
     out.add_column("decay")
-    for column in ("half-life (days)", "AIC − none's", "AUC", "AUC − none's [95 %]", "loss − none's [95 %]"):
+    for column in (
+        f"half-life ({unit})",
+        "AIC − none's",
+        "AUC",
+        "AUC − none's [95 %]",
+        "loss − none's [95 %]",
+    ):
         out.add_column(column, justify="right")
     for name, row in found.items():
         plain = name == AGAINST
@@ -205,7 +255,7 @@ def table(found: dict[str, Any], runs: int, impressions: int) -> Any:
         loss = "{loss_difference:+.5f} [{loss_difference_low:+.5f}, {loss_difference_high:+.5f}]"
         out.add_row(
             name,
-            half_life_text(row["runs"]),
+            half_life_text(row["runs"], unit),
             "" if plain else f"{row['aic_over_none']:+.1f}",
             f"{row['auc']:.4f}",
             "" if plain else auc.format(**row),
@@ -214,8 +264,8 @@ def table(found: dict[str, Any], runs: int, impressions: int) -> Any:
     return out
 
 
-def picture(found: dict[str, Any], weights: dict[str, list[float]], path: Path) -> None:
-    """Left, the loss of each kernel against no decay with its interval; right, the fitted curves."""
+def picture(found: dict[str, Any], weights: dict[str, list[float]], told: list[str], path: Path) -> None:
+    """Left, the loss of each kernel against no decay with its interval; right, the fitted curves; caveats."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -233,11 +283,14 @@ def picture(found: dict[str, Any], weights: dict[str, list[float]], path: Path) 
     left.axvline(0, color="0.3", lw=1, ls=":")
     left.set_yticks(range(len(rows)), list(reversed(rows)))
     left.set(xlabel="test loss against no decay, and 95 % by user (left is better)")
-    for name, weight in list(weights.items())[:8]:
+    for name, weight in list(weights.items())[:CURVES]:
         right.plot(np.logspace(-2, 3, 101), weight, label=name)
-    right.set(xscale="log", xlabel="age of a click (days)", ylabel="weight", ylim=(0, 1.05))
+    age = "days" if unit_of(found) == "days" else "newer clicks"
+    right.set(xscale="log", xlabel=f"age of a click ({age})", ylabel="weight", ylim=(0, 1.05))
     right.xaxis.set_major_formatter("{x:g}")
-    right.legend(frameon=False, title="the eight lowest losses")
+    some = f", {CURVES} of {len(weights)} curves" if len(weights) > CURVES else ""
+    right.legend(frameon=False, title=f"lowest loss first{some}")
+    tell(figure, told)
     figure.savefig(path)
     plt.close(figure)
 
@@ -249,6 +302,7 @@ def run(run_dirs: list[Path], names: list[str] | None, seed: int, out: Path) -> 
     quiet()
     for name in names or []:
         choice("--kernels", name, choices())
+    check_alike(run_dirs)
     runs = [one_run(run_dir, names, seed) for run_dir in run_dirs]
     names = [n for n in runs[0] if all(n in run for run in runs)]
     found = {name: against_none(runs, name) for name in names}
@@ -256,15 +310,21 @@ def run(run_dirs: list[Path], names: list[str] | None, seed: int, out: Path) -> 
     found = {name: found[name] for name in order}
     curves = {n: runs[0][n].weight for n in order if n != SHUFFLED}
     impressions = len(runs[0][AGAINST].loss)
+    told = caveats([json.loads((run_dir / "metrics.json").read_text()) for run_dir in run_dirs])
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.json").write_text(
         json.dumps(
-            {"run_dirs": [str(d) for d in run_dirs], "test_impressions": impressions, "kernels": found},
+            {
+                "run_dirs": [str(d) for d in run_dirs],
+                "test_impressions": impressions,
+                "caveats": told,
+                "kernels": found,
+            },
             indent=2,
         )
     )
-    picture(found, {n: w for n, w in curves.items() if w is not None}, out / "compare.png")
-    console().print(table(found, len(runs), impressions))
+    picture(found, {n: w for n, w in curves.items() if w is not None}, told, out / "compare.png")
+    console().print(table(found, len(runs), impressions, told))
     print(f"compare.json and compare.png are in {out}")
     return found
 

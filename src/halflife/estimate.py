@@ -91,10 +91,9 @@ def fit_likelihood(likelihood: Likelihood) -> Fit:
 def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     """State the half-life, its 95 % interval and how it was made, or why it is not identified.
 
-    log h ± 1.96 · sd, with sd² = ∇ᵀ H⁻¹ G H⁻¹ ∇: ∇ the slope of log h in the free parameters, H the Hessian
-    of −log L, G = Σ_users g_u g_uᵀ the sum over users of the outer products of their summed
-    gradients (and the prior's curvature: see `sandwich`). The half-lives of groups alike. Item vectors are
-    held as they are, so the error that the text brings in is not in the interval.
+    log h ± 1.96 · sd, with sd² = ∇ᵀ V ∇: ∇ the slope of log h in the free parameters, V their variance (see
+    `sandwich`). The half-lives of groups alike. Item vectors are held as they are, so the error that the text
+    brings in is not in the interval.
 
     Args:
         module: after `refit`.
@@ -102,6 +101,8 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
 
     Returns:
         What `decay.json` holds; `half_life_*` is null where a kernel has none or the data cannot tell it.
+        `status` is `estimated`, `not_identified`, `fixed`, `not_refitted` or `no_half_life`; `how` says it in
+        words.
 
     Source: Huber, The Behavior of Maximum Likelihood Estimates under Nonstandard Conditions (1967); clusters:
     Liang & Zeger (Biometrika 1986), section 3.
@@ -122,12 +123,18 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         out["half_lives"] = {name: float(h.detach()) for name, h in groups.items()}
     if module.candidate_decay is not None and module.candidate_decay.half_life is not None:
         out["candidate_half_life_days"] = float(module.candidate_decay.half_life.detach())
+    if fit is not None:
+        out["parameters_effective"] = parameters_effective(fit.likelihood, fit.point.theta)
     if value is None:
-        return {**out, "how": "the kernel has no half-life"}
-    if module.interest.reads_text and any(p.requires_grad for p in module.decay.parameters()):
-        return {**out, "how": "gradient descent alone: without item vectors no refit and no interval"}
-    if fit is None or not any(p.requires_grad for p in module.decay.parameters()):
-        return {**out, "how": "fixed by the configuration, not estimated"}
+        return {**out, "status": "no_half_life", "how": "the kernel has no half-life"}
+    if not any(p.requires_grad for p in module.decay.parameters()):
+        return {**out, "status": "fixed", "how": "fixed by the configuration, not estimated"}
+    if fit is None:
+        why = "without item vectors " if module.interest.reads_text else ""
+        how = f"gradient descent alone: {why}no refit and no interval"
+        return {**out, "status": "not_refitted", "how": how}
+    used, every = len(fit.likelihood.user), module.impressions
+    sample = f"; from {used:,} of {every:,} training impressions, evenly spread" if used < every else ""
     out["log_likelihood_over_no_decay"] = fit.gain
     variance = sandwich(fit)
     if variance is None:
@@ -135,10 +142,11 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     else:
         sd, why = sd_log_half_life(module.decay, fit, variance)
     if sd is None or variance is None:
-        return {**out, f"half_life_{module.unit}": None, "how": f"not identified: {why}"}
+        nothing = {f"half_life_{module.unit}": None, "status": "not_identified"}
+        return {**out, **nothing, "how": f"not identified: {why}{sample}"}
     how = (
         f"gradient descent, then the minimum of −log L; {LEVEL:.0%} Wald interval of the logarithm, sandwich "
-        "variance clustered by user over decay, scale, bias and sink, item vectors held fixed"
+        f"variance clustered by user over decay, scale, bias and sink, item vectors held fixed{sample}"
     )
     intervals = {}
     for name, h in groups.items():
@@ -148,14 +156,40 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     if intervals:
         out["half_lives_intervals"] = intervals
     low, high = value * math.exp(-Z * sd), value * math.exp(Z * sd)
-    return {**out, "low": low, "high": high, "sd_log_half_life": sd, "identified": True, "how": how}
+    found = {"low": low, "high": high, "sd_log_half_life": sd, "identified": True}
+    return {**out, **found, "status": "estimated", "how": how}
+
+
+def parameters_effective(likelihood: Likelihood, theta: Tensor) -> float:
+    """How many parameters the data determine: P − tr(B⁻¹ Λ), of P free ones.
+
+    B is the Gauss–Newton curvature of −log L, prior included, and Λ that of −log prior: tr(B⁻¹ (B − Λ)), the
+    trace of a ridge's or random effect's hat matrix. A parameter without a prior counts as 1, a group's
+    deviation as 1 where its clicks speak loudest and as nothing where the prior holds it. What a prior has
+    learned itself, such as an estimated sd, is taken as known and not counted.
+
+    Args:
+        likelihood: whose prior and curvature.
+        theta: its minimum, (P,).
+
+    Source: Hodges & Sargent, Counting Degrees of Freedom in Hierarchical and Other Richly-Parameterised
+    Models (Biometrika 2001); Vaida & Blanchard, Conditional Akaike Information for Mixed-Effects Models
+    (Biometrika 2005), for its place in the AIC; Wood, Generalized Additive Models (2017), section 6.1.2.
+    """
+    _, prior = likelihood.prior(theta)
+    if not prior.any():
+        return float(len(theta))
+    _, _, bend = likelihood.curvature(theta)
+    return len(theta) - float((torch.linalg.pinv(bend, hermitian=True) * prior).sum())
 
 
 def sandwich(fit: Fit) -> Tensor | None:
     """Variance of the free parameters, H⁻¹ (G + Λ) H⁻¹, (P, P); None where H is not that of a minimum.
 
-    Λ is the Hessian of −log prior: what a prior says counts as one more observation, so that a group which
-    the log hardly shows is as uncertain as its prior, not certain.
+    H is the Hessian of −log L, prior included. G = Σ_u s_u s_uᵀ over users, with s_u = Σ_{i of u} (g_i − ḡ):
+    the gradients g_i of a user's impressions, less their mean ḡ over all impressions, which is not 0 at a
+    minimum that a prior takes part in. Λ is the Hessian of −log prior: what a prior says counts as one more
+    observation, so that a group which the log hardly shows is as uncertain as its prior, not certain.
 
     Args:
         fit: of `fit_likelihood`.

@@ -396,7 +396,7 @@ def _join(parts: list[_Part]) -> _Part:
 
 
 def _part(batch: Batch, vectors: Tensor, bilinear: bool) -> _Part:
-    """Gather a batch's vectors, in float64; where only inner products count, as those alone.
+    """Gather a batch's vectors, in their own type; where only inner products count, as those alone.
 
     u·v_c = Σ_i w_i (v_i·v_c): with the similarities S for the clicks' vectors and the unit vectors for the
     candidates', the scores are the same, and the width is the number of candidates.

@@ -202,7 +202,9 @@ def log_results(
         run.define_metric("decay/weight", step_metric=age, summary="none")
         for at, weight in zip(drawn["age"][::4], drawn["weight"][::4], strict=True):
             run.log({age: at, "decay/weight": weight})
-        run.summary["data/fingerprint"] = found["data/fingerprint"]
+        run.summary.update(
+            {k: found[k] for k in ("data/fingerprint", "data/split", "data/note") if k in found}
+        )
         if logger.checkpoint:
             artifact = wandb.Artifact(f"best-{run.id}", type="model", metadata=numbers)
             artifact.add_file(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]

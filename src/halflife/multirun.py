@@ -1,6 +1,5 @@
 """What Halflife adds to a multirun: a last table; and to a sweep: a check before it, and its run in W&B."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,36 @@ from halflife.errors import InputError
 
 
 class MultirunTable(Callback):
-    """Collects the jobs of a multirun and prints them side by side; those of one setting share a row.
+    """Prints the jobs of a multirun side by side; those of one setting share a row.
 
-    Jobs of one setting differ in the seed alone; the interval is mean ± t · s / √n over them. The table is
-    written to `summary.txt` in the sweep's directory as well.
+    Jobs of one setting differ in the seed alone; the interval is mean ± t · s / √n over them. What a job
+    reached is read from the sweep's directory, whichever process it ran in, and with which overrides from its
+    `.hydra`. The table is written to `summary.txt` in the sweep's directory as well.
     """
 
     def __init__(self) -> None:
-        self.jobs: list[tuple[list[str], Path]] = []
+        self.before: dict[Path, int] = {}
 
-    def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
-        """Remember where a job ran and with which overrides."""
-        hydra = job_return.hydra_cfg.hydra
-        self.jobs.append((list(hydra.overrides.task), Path(hydra.runtime.output_dir)))
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        """Remember what an earlier multirun left in the same directory."""
+        self.before = ended(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
-        """Print the table, but after a study, which has one of its own."""
-        if is_study(config):
+        """Print the table; after a study, which has one of its own, only what it cannot know of its logs."""
+        sweep_dir = Path(config.hydra.sweep.dir)
+        runs = [run for run, when in ended(sweep_dir).items() if self.before.get(run) != when]
+        if not runs:
             return
-        done = [
-            (o, json.loads((d / "metrics.json").read_text()))
-            for o, d in self.jobs
-            if (d / "metrics.json").exists()
-        ]
-        if not done:
-            return
-        from halflife.tracking import write_table
+        from halflife.report.run import overrides, read
+        from halflife.summary import caveats
+        from halflife.tracking import console, write_table
 
-        write_table(Path(config.hydra.sweep.dir) / "summary.txt", [multirun_table(done)])
+        done = [(overrides(run), read(run, "metrics.json")) for run in runs]
+        if not is_study(config):
+            write_table(sweep_dir / "summary.txt", [multirun_table(done)])
+            return
+        for caveat in caveats(found for _, found in done):
+            console().print(f"note: {caveat}", markup=False)
 
 
 class SweepRun(Callback):
@@ -59,6 +60,13 @@ class SweepRun(Callback):
             from halflife.report.sweep_run import log
 
             log(config.logger, Path(config.hydra.sweep.dir).absolute())
+
+
+def ended(sweep_dir: Path) -> dict[Path, int]:
+    """The runs below a directory that reached their end, in the order of jobs, and when (nanoseconds)."""
+    files = [f for f in sweep_dir.rglob("metrics.json") if (f.parent / ".hydra" / "overrides.yaml").is_file()]
+    files.sort(key=lambda f: (len(f.parent.name), f.parent.name))
+    return {file.parent: file.stat().st_mtime_ns for file in files}
 
 
 def is_study(config: Any) -> bool:
@@ -101,6 +109,8 @@ def multirun_table(done: list[tuple[list[str], dict[str, Any]]]) -> Any:
     from rich.table import Table
     from scipy.stats import t
 
+    from halflife.summary import caveats
+
     common = set.intersection(*(set(o) for o, _ in done)) if len(done) > 1 else set()
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for overrides, found in done:
@@ -112,7 +122,8 @@ def multirun_table(done: list[tuple[list[str], dict[str, Any]]]) -> Any:
         if any(f"decay/half_life_{u}" in f for _, f in done)
     }
     columns["popularity AUC"] = "baseline/popularity/auc"
-    table = Table(title=f"Test, {len(done)} runs · {' '.join(sorted(common))}".rstrip(" ·"))
+    title = f"Test, {len(done)} runs · {' '.join(sorted(common))}".rstrip(" ·")
+    table = Table(title=title, caption="\n".join(caveats(found for _, found in done)) or None)
     table.add_column("setting", overflow="fold")
     table.add_column("seeds", justify="right")
     for name in columns:

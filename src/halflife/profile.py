@@ -22,7 +22,9 @@ from halflife.estimate import LEVEL, Fit, estimate, fit_likelihood, put
 from halflife.likelihood import Likelihood, Point
 from halflife.progress import bar
 from halflife.recommender import Recommender
+from halflife.summary import caveats, tell
 
+CONFIG, BEST = ".hydra/config.yaml", "checkpoints/best.ckpt"
 DROP = float(chi2.ppf(LEVEL, 1)) / 2  # nats below the maximum at which the interval ends
 
 
@@ -125,6 +127,26 @@ def permute(fit: Fit, times: int, seed: int) -> list[float]:
     return found
 
 
+def configuration(run_dir: Path) -> DictConfig:
+    """The configuration of a finished run.
+
+    Raises:
+        InputError: when the directory holds no finished run.
+    """
+    for name in (CONFIG, BEST, "metrics.json", "predictions.parquet"):
+        if not (run_dir / name).is_file():
+            raise InputError(
+                f"RUN_DIR must be the directory of a finished run, got {run_dir} without {name}; give one "
+                "that train.py wrote"
+            )
+    cfg = OmegaConf.load(run_dir / CONFIG)
+    if not isinstance(cfg, DictConfig):
+        raise InputError(
+            f"RUN_DIR must hold a configuration, got {run_dir / CONFIG} with a list; give another directory"
+        )
+    return cfg
+
+
 def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
     """The module of a finished run, its best checkpoint loaded, and its data.
 
@@ -139,18 +161,7 @@ def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
 
     from halflife.recommender import build
 
-    config, best = run_dir / ".hydra" / "config.yaml", run_dir / "checkpoints" / "best.ckpt"
-    for file in (config, best):
-        if not file.is_file():
-            raise InputError(
-                f"RUN_DIR must be the directory of a finished run, got {run_dir} without "
-                f"{file.relative_to(run_dir)}; give one that train.py wrote"
-            )
-    cfg = OmegaConf.load(config)
-    if not isinstance(cfg, DictConfig):
-        raise InputError(
-            f"RUN_DIR must hold a configuration, got {config} with a list; give another directory"
-        )
+    cfg = configuration(run_dir)
     data = instantiate(cfg.data)
     module = build(cfg, data)
     if module.interest.reads_text:
@@ -158,7 +169,7 @@ def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
             f"model must be one of item vectors to {what_for}, got one that reads text in {run_dir}; give a "
             "run with another model, such as model=bert_lora"
         )
-    state = torch.load(best, map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(run_dir / BEST, map_location="cpu", weights_only=False)["state_dict"]
     module.load_state_dict({**module.state_dict(), **state})
     return module.eval(), data
 
@@ -194,6 +205,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False)
+    tell(figure, found["caveats"])
     figure.savefig(path)
     plt.close(figure)
 
@@ -237,6 +249,7 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
         "unit": module.unit,
         "half_life": None if half_life is None else float(half_life.detach()),
         "identified": stated["identified"] and curve.high is not None,
+        "status": stated["status"],
         "how": stated["how"],
         "profile": {"half_life": curve.half_life, "drop": curve.drop},
         "likelihood_ratio": {"low": curve.low, "high": curve.high},
@@ -247,11 +260,12 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
         "p_boundary": float(chi2.sf(ratio, 1)) / 2 if fit.gain is not None else None,
         "p_permutation": (1 + sum(n >= (fit.gain or 0) for n in null)) / (1 + len(null)) if null else None,
         "impressions": len(likelihood.user),
+        "caveats": caveats([json.loads((run_dir / "metrics.json").read_text())]),
     }
     (run_dir / "profile.json").write_text(json.dumps(found, indent=2))
     picture(found, run_dir / "profile.png")
     unit = module.unit
-    table = Table(title=f"Half-life of {run_dir}")
+    table = Table(title=f"Half-life of {run_dir}", caption="\n".join(found["caveats"]) or None)
     table.add_column(f"{stated['kernel']}, {found['impressions']:,} training impressions")
     table.add_column("", justify="right")
 

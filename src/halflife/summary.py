@@ -4,6 +4,7 @@ import json
 import platform
 import resource
 import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def finish(
     found |= {f"params/{k}": v for k, v in module.trainable().items()}
     found |= speed.metrics()
     planted, note = store.about["planted"], store.about["note"]
-    split = module.trainer.datamodule.split  # type: ignore[attr-defined]
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    split, most = data.split, data.max_history
     fitted = {**fitted, "split": split.name} | ({"note": note} if note else {})
     if split.leaks:
         found["data/split_leaks"] = 1
@@ -83,12 +85,9 @@ def finish(
         run_dir / "predictions.parquet", metadata={"split": split.name}
     )
 
-    drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"]))
+    drawn = curve(module, fitted[key], ages(store, rows, fitted["unit"], most))
     figure = decay_curve(drawn, fitted, planted)
-    if split.leaks:
-        figure.suptitle(split.name, color="tab:red")
-    if note:
-        figure.text(0.01, 0.005, note, fontsize=6)
+    tell(figure, caveats([found]))
     figure.savefig(run_dir / "decay_curve.png")
     write_json(run_dir / "decay.json", fitted)
     write_json(run_dir / "decay_curve.json", drawn)
@@ -167,11 +166,19 @@ def compare(frame: polars.DataFrame, rows_user: Array) -> dict[str, float]:
     return found
 
 
-def ages(store: Store, rows: Array, unit: str) -> Array:
-    """Ages in the histories of at most a thousand rows, evenly spread over them."""
+def ages(store: Store, rows: Array, unit: str, max_history: int) -> Array:
+    """Ages of the clicks that a model reads, in the histories of at most a thousand rows, evenly spread over
+    them.
+
+    Args:
+        store: of the log.
+        rows: impressions.
+        unit: `days` or `rank`.
+        max_history: a longer history keeps its newest clicks.
+    """
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), 1000)).astype(np.int64)]
     end = store.history_end[some]
-    length = end - store.user_start[store.impression_user[some]]
+    length = np.minimum(end - store.user_start[store.impression_user[some]], max_history)
     index, mask = ranges(end - length, length)
     if unit == "rank":
         return (length[:, None] - 1 - np.arange(index.shape[1]))[mask].astype(np.float64)
@@ -256,6 +263,30 @@ def decay_curve(
     return figure
 
 
+def caveats(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What every output of these runs says of their logs and splits: that times are reconstructed, that a
+    split leaks.
+
+    Args:
+        found: `metrics.json` of each run.
+
+    >>> caveats([{"data/split": "last leaks", "data/split_leaks": 1}, {"data/note": "no times"}])
+    ['last leaks', 'no times']
+    """
+    told = [
+        text
+        for each in found
+        for text in (each.get("data/note"), each["data/split"] if "data/split_leaks" in each else None)
+    ]
+    return list(dict.fromkeys(filter(None, told)))
+
+
+def tell(figure: Any, caveats: list[str]) -> None:
+    """Write caveats below a picture."""
+    if caveats:
+        figure.supxlabel("\n".join(caveats), fontsize=7, color="tab:red")
+
+
 def versions() -> dict[str, str]:
     """Releases of what a result depends on, for whoever wants it again."""
     names = ["halflife-rec", "torch", "lightning", "transformers", "peft", "polars", "numpy"]
@@ -265,8 +296,7 @@ def versions() -> dict[str, str]:
 def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -> Table:
     """The last table of a run: each figure beside what to compare it with."""
     title = f"Test, {found['data/test_impressions']:,} impressions · {run_dir}"
-    told = [found.get("data/note"), found["data/split"] if "data/split_leaks" in found else None]
-    table = Table(title=title, caption="\n".join(filter(None, told)) or None)
+    table = Table(title=title, caption="\n".join(caveats([found])) or None)
     for column in ("", "this run", "95 % interval", "popularity", "best possible"):
         table.add_column(column, justify="left" if not column else "right")
 
@@ -286,13 +316,10 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     name = f"half-life ({unit}), {estimate['kernel']}"
     if half_life is not None:
         name += _short(half_life, unit)
-        interval = (
-            f"{estimate['low']:.3g} – {estimate['high']:.3g}" if estimate["low"] is not None else "fixed"
-        )
-        if estimate["how"].startswith("gradient descent alone"):
-            interval = "not estimated"
+        without = {"fixed": "fixed", "not_refitted": "not estimated"}
+        interval = without.get(estimate["status"]) or f"{estimate['low']:.3g} – {estimate['high']:.3g}"
         table.add_row(name, f"{half_life:.3g}", interval, "", "")
-    elif estimate["how"].startswith("not identified"):
+    elif estimate["status"] == "not_identified":
         table.add_row(name, "not identified", "", "", "")
     groups = estimate.get("half_lives", {})
     for group, value in list(groups.items())[:GROUPS_SHOWN]:

@@ -329,9 +329,10 @@ def test_the_half_life_is_told_without_an_interval(make: Make, small_log: DataMo
     assert found["half_life_days"] == pytest.approx(3.0)
     assert found["low"] is found["high"] is None
     assert not found["identified"]
-    assert found["how"].startswith("gradient descent alone")
+    assert found["status"] == "not_refitted"
+    assert found["how"] == "gradient descent alone: without item vectors no refit and no interval"
     fixed = make(Exponential(half_life_days=3.0, learn=False))
-    assert estimate(fixed, None)["how"].startswith("fixed")
+    assert estimate(fixed, None)["status"] == "fixed"
 
 
 def test_a_kernel_with_negative_weights_is_refused(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from scipy.stats import t
 from halflife.errors import InputError
 from halflife.report import multirun as report_multirun
 from halflife.report import run, study, study_plots, trials
+from halflife.report.__main__ import page_of
+from halflife.report.page import render
 
 
 def found_in(directory: Path, name: str = "metrics.json") -> dict[str, Any]:
@@ -27,23 +30,32 @@ def found_in(directory: Path, name: str = "metrics.json") -> dict[str, Any]:
     ("decay", "said"),
     [
         (
-            {"unit": "days", "half_life_days": 4.821, "low": 4.62, "high": 5.03, "how": "Wald"},
+            {"unit": "days", "half_life_days": 4.821, "low": 4.62, "high": 5.03, "status": "estimated"},
             "A click loses half its weight in 4.82 days [4.62, 5.03].",
         ),
         (
-            {"unit": "rank", "half_life_rank": 12.0, "low": 9.0, "high": 16.0, "how": "Wald"},
+            {"unit": "rank", "half_life_rank": 12.0, "low": 9.0, "high": 16.0, "status": "estimated"},
             "A click loses half its weight after 12 newer clicks [9, 16].",
         ),
         (
-            {"unit": "days", "half_life_days": None, "how": "not identified: the data cannot tell"},
+            {
+                "unit": "days",
+                "half_life_days": None,
+                "status": "not_identified",
+                "how": "not identified: the data cannot tell",
+            },
             "The half-life of a click is not identified: the data cannot tell.",
         ),
         (
-            {"unit": "days", "half_life_days": 7.0, "low": None, "high": None, "how": "fixed"},
+            {"unit": "days", "half_life_days": 7.0, "low": None, "high": None, "status": "fixed"},
             "A click is made to lose half its weight in 7 days.",
         ),
         (
-            {"unit": "days", "half_life_days": None, "how": "the kernel has no half-life", "kernel": "none"},
+            {"unit": "days", "half_life_days": 7.0, "low": None, "high": None, "status": "not_refitted"},
+            "A click loses half its weight in 7 days, an estimate without an interval.",
+        ),
+        (
+            {"unit": "days", "half_life_days": None, "status": "no_half_life", "kernel": "none"},
             "With none decay, which has no half-life, the AUC is 0.7000 [0.6500, 0.7500].",
         ),
     ],
@@ -83,6 +95,32 @@ def test_a_multirun_shows_means_over_seeds_and_what_decay_gains(multirun: Path) 
     ((setting, seeds, difference, *_),) = gain.rows
     assert (setting, seeds) == ("decay=exponential", "2")
     assert float(difference) == pytest.approx(np.mean(aucs["exp"]) - np.mean(aucs["none"]), abs=6e-5)
+
+
+def test_a_run_of_a_version_that_wrote_no_status_is_refused(multirun: Path, tmp_path: Path) -> None:
+    shutil.copytree(multirun / "2", tmp_path / "old", ignore=shutil.ignore_patterns("*.ckpt"))
+    decay = found_in(tmp_path / "old", "decay.json")
+    del decay["status"]
+    (tmp_path / "old" / "decay.json").write_text(json.dumps(decay))
+    with pytest.raises(InputError, match=r"^PATH must hold runs of this version, got .* has no status; run"):
+        run.page(tmp_path / "old")
+
+
+def test_every_page_tells_of_a_split_that_leaks_and_of_reconstructed_times(
+    multirun: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "sweep"
+    shutil.copytree(multirun, place, ignore=shutil.ignore_patterns("*.ckpt"))
+    told = {"data/split": "it leaks", "data/split_leaks": 1, "data/note": "made-up <times>"}
+    (place / "2" / "metrics.json").write_text(json.dumps(found_in(place / "2") | told))
+    page = page_of(place)
+    assert page_of(place / "2").caveats == page.caveats == ["made-up <times>", "it leaks"]
+    assert '<p class="caveat">made-up &lt;times&gt;</p>' in render(page, "page.html.jinja", "x")
+    assert "**it leaks**" in render(page, "page.md.jinja", "x")
+    storage = JournalStorage(JournalFileBackend(str(place / "study.log")))
+    optuna.create_study(study_name="x", storage=storage)
+    begun = page_of(place)
+    assert (begun.title, begun.caveats) == ("Halflife study: x", page.caveats)
 
 
 def test_a_study_is_read_with_its_states_reasons_and_objective(study_dir: Path) -> None:

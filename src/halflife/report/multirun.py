@@ -9,6 +9,7 @@ from scipy.stats import t
 
 from halflife.report import predictions, run, run_plots
 from halflife.report.page import Page, Section, Table
+from halflife.summary import caveats
 
 COLUMNS = {
     "AUC": "test/auc",
@@ -81,6 +82,7 @@ def page(path: Path, runs: list[Path]) -> Page:
         "mean ± t · s / √n over seeds.",
         figures=figures(best, len(runs)),
         sections=sections,
+        caveats=caveats(f for s in settings for f in s.found),
     )
 
 

@@ -66,6 +66,7 @@ class Page:
         lead: what has to be known beside it, one paragraph.
         figures: the few numbers that matter: name, value, what to compare it with.
         sections: in the order they are read.
+        caveats: what else every output of these runs says, from `summary.caveats`.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Page:
     lead: str
     figures: list[tuple[str, str, str]]
     sections: list[Section]
+    caveats: list[str] = field(default_factory=list)
 
     def pictures(self) -> list[Picture]:
         """All pictures, in order."""

@@ -11,7 +11,7 @@ from halflife.cli import CONFIG_DIR
 from halflife.errors import InputError
 from halflife.report import predictions, run_plots
 from halflife.report.page import Page, Section, Table
-from halflife.summary import SHOWN
+from halflife.summary import SHOWN, caveats
 
 NEEDED = ["metrics.json", "decay.json", "decay_curve.json", "predictions.parquet", ".hydra/config.yaml"]
 NOT_SHOWN = ("logger.", "cache_dir", "callbacks.")  # settings that do not change what a run finds
@@ -30,6 +30,10 @@ def check(run_dir: Path) -> None:
                 f"PATH must hold finished runs, got {run_dir} without {name}; run it again to its end with "
                 "this version"
             )
+    if "status" not in read(run_dir, "decay.json"):
+        raise InputError(
+            f"PATH must hold runs of this version, got {run_dir} whose decay.json has no status; run it again"
+        )
 
 
 def page(run_dir: Path) -> Page:
@@ -69,6 +73,7 @@ def page(run_dir: Path) -> Page:
         lead=lead(decay, found, frame["user"].n_unique(), choices(run_dir)),
         figures=figures(found, decay),
         sections=sections,
+        caveats=caveats([found]),
     )
 
 
@@ -88,19 +93,22 @@ def headline(decay: dict[str, Any], found: dict[str, Any]) -> str:
         decay: of `decay.json`.
         found: of `metrics.json`.
 
-    >>> headline({"unit": "days", "half_life_days": 4.82, "low": 4.62, "high": 5.03, "how": ""}, {})
+    >>> decay = {"unit": "days", "half_life_days": 4.82, "low": 4.62, "high": 5.03, "status": "estimated"}
+    >>> headline(decay, {})
     'A click loses half its weight in 4.82 days [4.62, 5.03].'
     """
-    unit, how = decay["unit"], decay["how"]
+    unit, status = decay["unit"], decay["status"]
     half_life = decay[f"half_life_{unit}"]
-    if half_life is None and how.startswith("not identified"):
-        return f"The half-life of a click is not identified: {how.partition(': ')[2]}."
-    if half_life is None:
+    if status == "not_identified":
+        return f"The half-life of a click is {decay['how']}."
+    if status == "no_half_life":
         auc = f"{found['test/auc']:.4f} {span(found['test/auc_low'], found['test/auc_high'], '.4f')}"
         return f"With {decay['kernel']} decay, which has no half-life, the AUC is {auc}."
     when = f"in {half_life:.3g} days" if unit == "days" else f"after {half_life:.3g} newer clicks"
-    if decay["low"] is None:
+    if status == "fixed":
         return f"A click is made to lose half its weight {when}."
+    if status == "not_refitted":
+        return f"A click loses half its weight {when}, an estimate without an interval."
     return f"A click loses half its weight {when} {span(decay['low'], decay['high'])}."
 
 
@@ -136,14 +144,19 @@ def figures(found: dict[str, Any], decay: dict[str, Any]) -> list[tuple[str, str
     """The few numbers on top."""
     unit = decay["unit"]
     half_life = decay[f"half_life_{unit}"]
-    identified = "none" if decay["how"].startswith("the kernel") else "not identified"
+    without = {
+        "not_identified": "not identified",
+        "no_half_life": "none",
+        "fixed": "fixed",
+        "not_refitted": "no interval",
+    }.get(decay["status"], "")
     best = found.get("data/bayes_auc")
     beside = f"popularity {found['baseline/popularity/auc']:.4f}"
     return [
         (
             "half-life" if unit == "days" else "half-life (newer clicks)",
-            identified if half_life is None else f"{half_life:.3g} {unit if unit == 'days' else ''}".strip(),
-            span(decay["low"], decay["high"]) or ("" if half_life is None else "fixed"),
+            without if half_life is None else f"{half_life:.3g} {unit if unit == 'days' else ''}".strip(),
+            span(decay["low"], decay["high"]) or ("" if half_life is None else without),
         ),
         ("AUC", f"{found['test/auc']:.4f}", span(found["test/auc_low"], found["test/auc_high"], ".4f")),
         ("AUC over popularity", f"{found['test/auc'] - found['baseline/popularity/auc']:+.4f}", beside),

@@ -1,5 +1,6 @@
 """A study → a page: the best trial, the objective over half-life, what matters, what failed and why."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import polars
 from halflife.report import study_plots
 from halflife.report.page import Page, Picture, Section, Table
 from halflife.report.trials import Study, half_life_of, rate_of, read
+from halflife.summary import caveats
 
 SHOWN = 15  # trials in the table of the best; trials.parquet has all
 WORDS = {"COMPLETE": "finished", "FAIL": "failed", "AGAIN": "interrupted and begun again"}
@@ -71,6 +73,7 @@ def page(sweep_dir: Path) -> Page:
             ("failed", str(states["FAIL"]), ""),
         ],
         sections=sections,
+        caveats=caveats(json.loads(f.read_text()) for f in sorted(sweep_dir.rglob("metrics.json"))),
     )
 
 
