@@ -225,7 +225,8 @@ def half_life_text(about: list[dict[str, Any]], unit: str) -> str:
         return f"{told[0]['half_life']:.3g}{unit}" + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
     values = [a["half_life"] for a in told]
     missing = f", {len(about) - len(told)} not identified" if len(told) < len(about) else ""
-    return f"{min(values):.3g} to {max(values):.3g}{unit}{missing}"
+    spread = f" to {max(values):.3g}" if len(values) > 1 else ""
+    return f"{min(values):.3g}{spread}{unit}{missing}"
 
 
 def unit_of(found: dict[str, Any]) -> str:
