@@ -36,7 +36,7 @@ def trained(log: str, root: Path, seed: int, runs: Path) -> Path:
 def written(found: dict[str, Any], impressions: int) -> str:
     """The comparison as Markdown, by loss on the test split."""
     lines = [
-        f"{impressions:,} test impressions a seed; differences are those from no decay, with 95 % over users; "
+        f"{impressions:,} test impressions a seed; differences from no decay, with 95 % over users; "
         "half-lives in days, their range over the seeds where one is identified.",
         "",
         "| decay | half-life | AIC − none's | AUC | AUC − none's | loss − none's |",
