@@ -499,13 +499,15 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     temporary.replace(path)
 
 
+def above_zero(text: str) -> int:
+    """A whole number from 1, of the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
+    return int(text)
+
+
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-
-    def above_zero(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
-        return int(text)
 
     def seconds(text: str) -> float:
         try:

@@ -8,8 +8,8 @@ their past clicks, faded by the planted kernel:
     P(click c) = σ(bias + strength · share_c − ln 2 · age of c / news_half_life)
 
 The last term is there only where news are planted to die, too. The 1 in the denominator is the sink: it lets
-interest fade with absence (docs/compositions.md). Since the probability is known, so is the best AUC that any model can
-reach on these impressions.
+interest fade with absence (docs/compositions.md). Since the probability is known, so is the best AUC that
+any model can reach on these impressions.
 """
 
 from pathlib import Path
