@@ -54,18 +54,23 @@ def test_cut_by_the_clock_no_second_is_split_and_the_past_comes_first(
     assert ends[0][1] < ends[1][0] <= ends[1][1] < ends[2][0]
 
 
-@given(st.lists(st.integers(0, 4), min_size=3, max_size=40))
-def test_leave_last_out_takes_the_last_two_of_each_user_of_three_or_more(user: list[int]) -> None:
-    often = [u for u in set(user) if user.count(u) >= 3]
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=3, max_size=40))
+def test_leave_last_out_takes_the_last_two_moments_of_each_user_of_three_or_more(
+    shown: list[tuple[int, int]],
+) -> None:
+    shown = sorted(shown)  # several of one user in one second are a basket
+    moments = {u: sorted({when for when, who in shown if who == u}) for _, u in shown}
+    often = {u: when for u, when in moments.items() if len(when) >= 3}
+    time, user = zip(*shown, strict=True)
     if not often:
         with pytest.raises(InputError, match="val=0"):
-            rows(np.arange(len(user)), user, by="last")
+            rows(time, user, by="last")
         return
-    found = rows(np.arange(len(user)), user, by="last")
-    mine = {u: [row for row, other in enumerate(user) if other == u] for u in set(user)}
-    assert found["test"] == sorted(mine[u][-1] for u in often)
-    assert found["val"] == sorted(mine[u][-2] for u in often)
-    assert sorted(row for part in found.values() for row in part) == list(range(len(user)))
+    found = rows(time, user, by="last")
+    for part, place in (("test", -1), ("val", -2)):
+        held = {(when[place], u) for u, when in often.items()}
+        assert found[part] == [row for row, each in enumerate(shown) if each in held]
+    assert sorted(row for part in found.values() for row in part) == list(range(len(shown)))
 
 
 def test_every_name_of_a_split_that_leaks_says_so() -> None:
@@ -89,6 +94,11 @@ def test_every_name_of_a_split_that_leaks_says_so() -> None:
         ({"val": 0.6, "test": 0.6}, "data.split.val + data.split.test must be"),
         ({"window": 1}, "data.split.window must be 0 unless val and test are durations, got 1"),
         ({"train": "2019-11-14"}, "data.split.train must be a duration or null"),
+        ({"by": "last", "train": "30d"}, "data.split.train must be null with data.split.by=last"),
+        (
+            {"by": "last", "val": "1d", "test": "1d", "window": 2},
+            "data.split.window must be 0 with data.split.by=last, which cuts at no time, got 2; leave it out",
+        ),
         ({"vall": 0.1}, "data.split.vall must be a key of it"),
         ({"val": "2019-11-16", "test": "2019-11-15"}, "data.split.val must begin before data.split.test"),
         (
