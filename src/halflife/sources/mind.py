@@ -92,7 +92,7 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
             events=clicks_of(impressions),
             impressions=impressions,
             has_click_times=True,
-            dropped={UNTIMED_CLICKS: int(blocks["count"].sum())},
+            dropped={UNTIMED_CLICKS: blocks.select(pl.col("count").sum()).item()},
             note=RECONSTRUCTED,
         )
     unknown = clicks.join(items.lazy(), on="item_id", how="anti").select(pl.len())
@@ -103,7 +103,7 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
         has_click_times=False,
         dropped={
             UNKNOWN_CLICKS: unknown.collect(engine="streaming").item(),
-            NO_SECOND: int(blocks["count"].sum() - (blocks["end"] - blocks["start"]).sum()),
+            NO_SECOND: blocks.select((pl.col("count") - pl.col("end") + pl.col("start")).sum()).item(),
             OTHER_HISTORIES: sum(int(history["others"].sum()) for history in histories),
         },
     )
