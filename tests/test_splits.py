@@ -54,6 +54,47 @@ def test_cut_by_the_clock_no_second_is_split_and_the_past_comes_first(
     assert ends[0][1] < ends[1][0] <= ends[1][1] < ends[2][0]
 
 
+shares = st.floats(0.05, 0.45)
+
+
+@given(moments=st.lists(st.integers(0, 40), max_size=60).map(sorted), val=shares, test=shares)
+def test_a_split_by_fractions_is_by_time_or_refused_for_an_empty_part(
+    moments: list[int], val: float, test: float
+) -> None:
+    at = np.array(moments, np.int64) + START
+    try:
+        found = rows(at, val=val, test=test)
+    except InputError:
+        cut = [at[min(round(len(at) * f), len(at) - 1)] if moments else 0 for f in (1 - val - test, 1 - test)]
+        assert not (moments and at[0] < cut[0] < cut[1]), "every part had an impression"
+        return
+    train, middle, newest = (at[found[part]] for part in ("train", "val", "test"))
+    # strictly: a moment that lay on both sides of a cut would be equal here
+    assert train.max() < middle.min()
+    assert middle.max() < newest.min()
+
+
+@given(n=st.integers(20, 300), val=shares, test=shares)
+def test_without_ties_the_parts_have_their_shares(n: int, val: float, test: float) -> None:
+    found = rows(np.arange(n), val=val, test=test)
+    assert abs(len(found["test"]) - n * test) <= 1
+    assert abs(len(found["val"]) - n * val) <= 1.5
+
+
+def test_impressions_of_the_second_at_a_cut_all_go_to_the_newer_part() -> None:
+    found = rows([0, 1, 2, 3, 3, 3, 3, 4, 5, 6], val=0.4, test=0.2)
+    assert (found["val"][0], found["test"][0]) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("at", "part"),
+    [([5] * 10, "train=0 of 10"), ([0, 1, 2, 2, 2, 2], "val=0 of 6"), ([], "train=0 of 0")],
+)
+def test_a_part_that_would_be_empty_is_named(at: list[int], part: str) -> None:
+    with pytest.raises(InputError, match=f"got {part}; give another cut-off or a longer log"):
+        rows(at, val=1 / 3, test=1 / 3)
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=3, max_size=40))
 def test_leave_last_out_takes_the_last_two_moments_of_each_user_of_three_or_more(
     shown: list[tuple[int, int]],

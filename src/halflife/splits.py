@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from halflife.errors import InputError, choice, near, number, shown, whole
 from halflife.negatives import baskets
-from halflife.tables import split_by_time
 
 Array = NDArray[Any]
 
@@ -129,10 +128,14 @@ class Split:
 
     def _cuts(self, time: Array) -> list[int]:
         """Where train, val and test begin, and where test ends, in seconds."""
-        end = int(time[-1]) + 1 if len(time) else 0
+        n = len(time)
+        if n == 0:
+            return [0, 0, 0, 0]
+        end = int(time[-1]) + 1
         kind = _kind("data.split.val", self.val)
         if kind == "fraction":
-            val, test = (int(time[row]) for row in split_by_time(time, float(self.val), float(self.test)))
+            older = (1 - float(self.val) - float(self.test), 1 - float(self.test))
+            val, test = (int(time[min(round(n * share), n - 1)]) for share in older)
         elif kind == "date":
             val, test = _moment(str(self.val)), _moment(str(self.test))
             if val >= test:
@@ -144,7 +147,7 @@ class Split:
             end -= self.window * _seconds(str(self.test))
             test = end - _seconds(str(self.test))
             val = test - _seconds(str(self.val))
-        first = val - _seconds(self.train) if self.train else min(int(time[0]) if len(time) else 0, val)
+        first = val - _seconds(self.train) if self.train else min(int(time[0]), val)
         return [first, val, test, end]
 
 
