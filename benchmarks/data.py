@@ -9,8 +9,9 @@ made. Each figure comes from a process of its own, since peak memory is a proces
 """
 
 import argparse
+import hashlib
+import inspect
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,21 @@ def write_log(directory: Path, scale: float, seed: int = 1) -> None:
                 ids = pl.format("I{}", pl.int_range(int(edges[at]), int(edges[at + 1])))
                 frame = frame.hstack(lists.drop("owner")).with_columns(impression_id=ids)
             frame.write_parquet(directory / f"{name}-{at:05d}.parquet")
+
+
+def log_of(directory: Path, scale: float) -> Path:
+    """The log of this scale, written where it is not there: under a temporary name, then renamed whole.
+
+    Its name holds a hash of the code that writes it, constants included: another log has another name.
+    """
+    from halflife.store import once
+
+    code = inspect.getsource(write_log) + repr(
+        [START_S, HISTORY_DAYS, IMPRESSION_DAYS, IMPRESSIONS, EVENTS, ITEMS, USERS, CANDIDATES, SLICE]
+    )
+    log = directory / f"log-{scale:g}-{hashlib.sha256(code.encode()).hexdigest()[:8]}"
+    once(log, partial(write_log, scale=scale))
+    return log
 
 
 def read(files: list[Path]) -> Tables:
@@ -187,8 +203,13 @@ def measured(what: str, log: Path, cache: Path, words: list[str]) -> dict[str, f
         found = feed(log, cache, int(words[0]), words[1])
     else:
         found = {"build": build, "sort": sort, "warm": warm}[what](log, cache)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_s": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024} | found
+    return {"cpu_s": time.process_time(), "peak_mib": peak_mib()} | found
+
+
+def peak_mib() -> float:
+    """The most memory this process held: VmHWM, for ru_maxrss counts what its parent held before the exec."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
 
 
 def compare(log: Path, scale: float) -> list[dict[str, Any]]:
@@ -252,12 +273,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for scale in given.scales:
-            log = (given.logs or Path(name)) / f"log-{scale:g}"
-            if not (log / "whole").exists():
-                log.mkdir(parents=True)
-                write_log(log, scale)
-                (log / "whole").touch()
-            rows += compare(log, scale)
+            rows += compare(log_of(given.logs or Path(name), scale), scale)
     table = Table("what", "ours", "other", "ratio", "target", "met")
     for row in rows:
         shown = ("" if row[k] is None else f"{row[k]:,.4g}" for k in ("ours", "other", "ratio", "target"))

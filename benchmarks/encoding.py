@@ -305,6 +305,7 @@ class Bench:
             min_history=1,
             targets_per_history=1,
             batch_size=batch_size,
+            batch_tokens=None,
             eval_batch_size=1024,
             num_workers=0,
             seed=1,

@@ -90,6 +90,7 @@ def make_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DataModu
             "max_history": 20,
             "min_history": 1,
             "batch_size": 32,
+            "batch_tokens": None,
             "eval_batch_size": 64,
             "targets_per_history": 1,
             "num_workers": 0,

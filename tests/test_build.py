@@ -74,6 +74,7 @@ def of_log(events: list[tuple[str, str, int]], tmp_path: Path, **changes: Any) -
         min_history=0,
         targets_per_history=1,
         batch_size=8,
+        batch_tokens=None,
         eval_batch_size=8,
         num_workers=0,
         seed=1,

@@ -485,3 +485,14 @@ def test_a_mode_that_makes_no_sense_for_a_log_is_refused(
     )
     with pytest.raises(InputError, match=r"^data\.negatives\.by must be .* got in_view; choose one of them"):
         build(log, Negatives(**(DEFAULTS | {"by": "in_view"})), tmp_path)
+
+
+def test_in_view_needs_no_window_and_no_baskets_and_the_others_do() -> None:
+    needed = {"per_positive": 2, "seed": 0}
+    assert Negatives(**needed, by="in_view").by == "in_view"
+    with pytest.raises(
+        InputError, match=r"^data\.negatives\.max_positives must be a whole number .*, got 0; "
+    ):
+        Negatives(**needed, by="alive", window_days=1.0)
+    with pytest.raises(InputError, match=r"^data\.negatives\.window_days must be a number above 0 .*, got 0"):
+        Negatives(**needed, by="alive", max_positives=1)

@@ -54,18 +54,64 @@ def test_cut_by_the_clock_no_second_is_split_and_the_past_comes_first(
     assert ends[0][1] < ends[1][0] <= ends[1][1] < ends[2][0]
 
 
-@given(st.lists(st.integers(0, 4), min_size=3, max_size=40))
-def test_leave_last_out_takes_the_last_two_of_each_user_of_three_or_more(user: list[int]) -> None:
-    often = [u for u in set(user) if user.count(u) >= 3]
+shares = st.floats(0.05, 0.45)
+
+
+@given(moments=st.lists(st.integers(0, 40), max_size=60).map(sorted), val=shares, test=shares)
+def test_a_split_by_fractions_is_by_time_or_refused_for_an_empty_part(
+    moments: list[int], val: float, test: float
+) -> None:
+    at = np.array(moments, np.int64) + START
+    try:
+        found = rows(at, val=val, test=test)
+    except InputError:
+        cut = [at[min(round(len(at) * f), len(at) - 1)] if moments else 0 for f in (1 - val - test, 1 - test)]
+        assert not (moments and at[0] < cut[0] < cut[1]), "every part had an impression"
+        return
+    train, middle, newest = (at[found[part]] for part in ("train", "val", "test"))
+    # strictly: a moment that lay on both sides of a cut would be equal here
+    assert train.max() < middle.min()
+    assert middle.max() < newest.min()
+
+
+@given(n=st.integers(20, 300), val=shares, test=shares)
+def test_without_ties_the_parts_have_their_shares(n: int, val: float, test: float) -> None:
+    found = rows(np.arange(n), val=val, test=test)
+    assert abs(len(found["test"]) - n * test) <= 1
+    assert abs(len(found["val"]) - n * val) <= 1.5
+
+
+def test_impressions_of_the_second_at_a_cut_all_go_to_the_newer_part() -> None:
+    found = rows([0, 1, 2, 3, 3, 3, 3, 4, 5, 6], val=0.4, test=0.2)
+    assert (found["val"][0], found["test"][0]) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("at", "part"),
+    [([5] * 10, "train=0 of 10"), ([0, 1, 2, 2, 2, 2], "val=0 of 6"), ([], "train=0 of 0")],
+)
+def test_a_part_that_would_be_empty_is_named(at: list[int], part: str) -> None:
+    with pytest.raises(InputError, match=f"got {part}; give another cut-off or a longer log"):
+        rows(at, val=1 / 3, test=1 / 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=3, max_size=40))
+def test_leave_last_out_takes_the_last_two_moments_of_each_user_of_three_or_more(
+    shown: list[tuple[int, int]],
+) -> None:
+    shown = sorted(shown)  # several of one user in one second are a basket
+    moments = {u: sorted({when for when, who in shown if who == u}) for _, u in shown}
+    often = {u: when for u, when in moments.items() if len(when) >= 3}
+    time, user = zip(*shown, strict=True)
     if not often:
         with pytest.raises(InputError, match="val=0"):
-            rows(np.arange(len(user)), user, by="last")
+            rows(time, user, by="last")
         return
-    found = rows(np.arange(len(user)), user, by="last")
-    mine = {u: [row for row, other in enumerate(user) if other == u] for u in set(user)}
-    assert found["test"] == sorted(mine[u][-1] for u in often)
-    assert found["val"] == sorted(mine[u][-2] for u in often)
-    assert sorted(row for part in found.values() for row in part) == list(range(len(user)))
+    found = rows(time, user, by="last")
+    for part, place in (("test", -1), ("val", -2)):
+        held = {(when[place], u) for u, when in often.items()}
+        assert found[part] == [row for row, each in enumerate(shown) if each in held]
+    assert sorted(row for part in found.values() for row in part) == list(range(len(shown)))
 
 
 def test_every_name_of_a_split_that_leaks_says_so() -> None:
@@ -89,6 +135,11 @@ def test_every_name_of_a_split_that_leaks_says_so() -> None:
         ({"val": 0.6, "test": 0.6}, "data.split.val + data.split.test must be"),
         ({"window": 1}, "data.split.window must be 0 unless val and test are durations, got 1"),
         ({"train": "2019-11-14"}, "data.split.train must be a duration or null"),
+        ({"by": "last", "train": "30d"}, "data.split.train must be null with data.split.by=last"),
+        (
+            {"by": "last", "val": "1d", "test": "1d", "window": 2},
+            "data.split.window must be 0 with data.split.by=last, which cuts at no time, got 2; leave it out",
+        ),
         ({"vall": 0.1}, "data.split.vall must be a key of it"),
         ({"val": "2019-11-16", "test": "2019-11-15"}, "data.split.val must begin before data.split.test"),
         (

@@ -1,10 +1,9 @@
-"""The contract of a log: its columns, its unit of time, and the split by the clock."""
+"""The contract of a log: its columns and its unit of time."""
 
 import datetime
 import time
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
@@ -19,7 +18,6 @@ from halflife.tables import (
     Tables,
     check_columns,
     check_times,
-    split_by_time,
 )
 
 Y2024 = 1_704_067_200
@@ -133,47 +131,3 @@ def test_seconds_of_the_past_pass(first: int, last: int) -> None:
 
 def test_a_clock_that_runs_some_hours_ahead_is_let_pass() -> None:
     check_times("events", Y2024, int(time.time()) + DAY_S // 2)
-
-
-# --- the split
-
-shares = st.floats(0.05, 0.45)
-
-
-@given(moments=st.lists(st.integers(0, 40), max_size=60).map(sorted), val=shares, test=shares)
-def test_a_split_is_by_time_or_refused_for_an_empty_part(moments: list[int], val: float, test: float) -> None:
-    at = np.array(moments, np.int64) + Y2024
-    try:
-        first_val, first_test = split_by_time(at, val, test)
-    except InputError:
-        cut = [at[min(round(len(at) * f), len(at) - 1)] if moments else 0 for f in (1 - val - test, 1 - test)]
-        assert not (moments and at[0] < cut[0] < cut[1]), "every part had an impression"
-        return
-    train, middle, newest = at[:first_val], at[first_val:first_test], at[first_test:]
-    assert min(len(train), len(middle), len(newest)) > 0
-    # strictly: a moment that lay on both sides of a cut would be equal here
-    assert train.max() < middle.min()
-    assert middle.max() < newest.min()
-
-
-@given(n=st.integers(20, 300), val=shares, test=shares)
-def test_without_ties_the_parts_have_their_shares(n: int, val: float, test: float) -> None:
-    first_val, first_test = split_by_time(np.arange(n), val, test)
-    assert abs((n - first_test) - n * test) <= 1
-    assert abs((first_test - first_val) - n * val) <= 1.5
-
-
-def test_impressions_of_the_second_at_a_cut_all_go_to_the_newer_part() -> None:
-    at = np.array([0, 1, 2, 3, 3, 3, 3, 4, 5, 6])
-    assert split_by_time(at, val=0.4, test=0.2) == (3, 8)
-
-
-@pytest.mark.parametrize(("at", "part"), [([5] * 10, "train=0 of 10"), ([0, 1, 2, 2, 2, 2], "val=0 of 6")])
-def test_a_part_that_would_be_empty_is_named(at: list[int], part: str) -> None:
-    assert f"got {part}; give a larger fraction" in refused(
-        split_by_time, np.array(at), val=1 / 3, test=1 / 3
-    )
-
-
-def test_a_log_without_impressions_cannot_be_split() -> None:
-    assert "got 0" in refused(split_by_time, np.array([], np.int64), val=0.1, test=0.1)

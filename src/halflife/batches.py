@@ -233,12 +233,12 @@ class DataModule(pl.LightningDataModule):
         max_history: a longer history keeps its newest clicks, at least 1.
         min_history: impressions with fewer past clicks are left out of every split.
         batch_size, eval_batch_size: impressions a step and process.
+        batch_tokens: instead of `batch_size` in training, the tokens that the histories and candidates of a
+            batch hold at most, before each item is taken once; needs an encoder that reads them.
         targets_per_history: consecutive impressions of a reader that a training batch takes together, so that
             the clicks they share are encoded once; each keeps its own history and ages.
         num_workers: loader processes.
         seed: of the shuffle.
-        batch_tokens: instead of `batch_size` in training, the tokens that the histories and candidates of a
-            batch hold at most, before each item is taken once; needs an encoder that reads them.
         download: fetch what is missing below `root` first.
         remote: what to fetch, or in words where to get what nobody may fetch unasked; None where there are no
             files.
@@ -262,11 +262,11 @@ class DataModule(pl.LightningDataModule):
         max_history: int,
         min_history: int,
         batch_size: int,
+        batch_tokens: int | None,
         eval_batch_size: int,
         targets_per_history: int,
         num_workers: int,
         seed: int,
-        batch_tokens: int | None = None,
         download: bool = False,
         remote: list[Remote] | str | None = None,
         pseudonymize: bool = False,

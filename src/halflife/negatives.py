@@ -28,11 +28,12 @@ class Negatives:
     Args:
         per_positive: negatives drawn for each clicked item, at least 1; of `in_view` so many on average.
         by: `popularity`, `alive`, `uniform` or `in_view`.
-        window_days: an item is alive at a moment when it had an event in this many days before it.
-        exclude_seen: leave out what the user had before, for logs in which nobody takes an item twice.
-        max_positives: a larger basket is split into several impressions of the same moment.
         seed: the same seed draws the same negatives.
         fresh: draw those of training anew in every epoch.
+        window_days: an item is alive at a moment when it had an event in this many days before it; with what
+            follows not read by `in_view`.
+        exclude_seen: leave out what the user had before, for logs in which nobody takes an item twice.
+        max_positives: a larger basket is split into several impressions of the same moment.
 
     Raises:
         InputError: for a value out of range.
@@ -40,24 +41,26 @@ class Negatives:
 
     per_positive: int
     by: str
-    window_days: float
-    exclude_seen: bool
-    max_positives: int
     seed: int
     fresh: bool = False
+    window_days: float = 0.0  # these three have no meaning, and no place in the yaml, for in_view
+    exclude_seen: bool = False
+    max_positives: int = 0
 
     def __post_init__(self) -> None:
+        choice("data.negatives.by", self.by, ["popularity", "alive", "uniform", "in_view"])
+        drawn = self.by != "in_view"
         for name, unit, least in (
             ("per_positive", "items", 1),
-            ("max_positives", "items", 1),
+            ("max_positives", "items", int(drawn)),
             ("seed", "integer", 0),
         ):
             value = whole(f"data.negatives.{name}", getattr(self, name), unit, at_least=least)
             object.__setattr__(self, name, value)  # frozen, and 4.0 has become 4
-        number("data.negatives.window_days", self.window_days, "days", above=0)
+        if drawn:
+            number("data.negatives.window_days", self.window_days, "days", above=0)
         flag("data.negatives.exclude_seen", self.exclude_seen)
         flag("data.negatives.fresh", self.fresh)
-        choice("data.negatives.by", self.by, ["popularity", "alive", "uniform", "in_view"])
 
     @property
     def window_s(self) -> int:

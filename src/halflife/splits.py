@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import InputError, choice, near, number, shown, whole
-from halflife.tables import split_by_time
+from halflife.negatives import baskets
 
 Array = NDArray[Any]
 
@@ -28,11 +28,12 @@ class Split:
         a duration such as `7d` (m, h, d, w): val ends where test begins, test with the log;
         a date such as `2019-11-14` or `2019-11-14T06:00` (UTC): where the part begins.
 
-    Leave-last-out takes each user's last impression for test and the one before for val, of users with at
-    least three: the usual protocol, under which a model trains on a time that test has yet to reach.
+    Leave-last-out takes each user's last moment for test and the one before for val, of users with at least
+    three: the usual protocol, under which a model trains on a time that test has yet to reach. A moment is
+    all impressions of a user within one second, so that no basket is split.
 
     Args:
-        val, test: as above; both of one kind. Leave-last-out reads neither.
+        val, test: as above; both of one kind. Leave-last-out reads neither, nor may it be given what follows.
         by: `time`, or `last` for leave-last-out.
         train: a duration before val, so that train has one length in every window; None takes everything.
         window: with durations, how many lengths of test all cut-offs are moved into the past, at least 0;
@@ -55,6 +56,12 @@ class Split:
     def __post_init__(self) -> None:
         choice("data.split.by", self.by, ["time", "last"])
         whole("data.split.window", self.window, "lengths of test", at_least=0)
+        for name, nothing in (("train", None), ("window", 0)):
+            if self.by == "last" and getattr(self, name) != nothing:
+                raise InputError(
+                    f"data.split.{name} must be {shown(nothing)} with data.split.by=last, which cuts at no "
+                    f"time, got {getattr(self, name)}; leave it out or add data.split.by=time"
+                )
         kinds = [_kind(f"data.split.{name}", getattr(self, name)) for name in ("val", "test")]
         if kinds[0] != kinds[1]:
             raise InputError(
@@ -102,7 +109,7 @@ class Split:
             InputError: when a split would be empty.
         """
         if self.by == "last":
-            found = _last(user)
+            found = _last(np.asarray(time), np.asarray(user))
         else:
             cuts = self._cuts(np.asarray(time))
             first, val, test, end = np.searchsorted(time, cuts)
@@ -121,10 +128,14 @@ class Split:
 
     def _cuts(self, time: Array) -> list[int]:
         """Where train, val and test begin, and where test ends, in seconds."""
-        end = int(time[-1]) + 1 if len(time) else 0
+        n = len(time)
+        if n == 0:
+            return [0, 0, 0, 0]
+        end = int(time[-1]) + 1
         kind = _kind("data.split.val", self.val)
         if kind == "fraction":
-            val, test = (int(time[row]) for row in split_by_time(time, float(self.val), float(self.test)))
+            older = (1 - float(self.val) - float(self.test), 1 - float(self.test))
+            val, test = (int(time[min(round(n * share), n - 1)]) for share in older)
         elif kind == "date":
             val, test = _moment(str(self.val)), _moment(str(self.test))
             if val >= test:
@@ -136,7 +147,7 @@ class Split:
             end -= self.window * _seconds(str(self.test))
             test = end - _seconds(str(self.test))
             val = test - _seconds(str(self.val))
-        first = val - _seconds(self.train) if self.train else min(int(time[0]) if len(time) else 0, val)
+        first = val - _seconds(self.train) if self.train else min(int(time[0]), val)
         return [first, val, test, end]
 
 
@@ -166,13 +177,18 @@ def split_of(settings: Any) -> Split:
     return Split(**given)
 
 
-def _last(user: Array) -> dict[str, Array]:
-    """Leave-last-out: rows are in the order of time, and those of one second in the order of the Store."""
-    order = np.argsort(user, kind="stable")
-    size = np.bincount(user)
-    behind = np.repeat(np.cumsum(size), size) - 1 - np.arange(len(user))  # impressions of the user after it
+def _last(time: Array, user: Array) -> dict[str, Array]:
+    """Leave-last-out: by how many of its user's moments lie behind each impression.
+
+    >>> {name: rows.tolist() for name, rows in _last(np.array([1, 2, 3, 3]), np.zeros(4, int)).items()}
+    {'train': [0], 'val': [1], 'test': [2, 3]}
+    """
+    order = np.argsort(user, kind="stable")  # rows are in the order of time
+    moment, _ = baskets(user[order], time[order], len(user))
+    _, start, size = np.unique(user[order], return_index=True, return_counts=True)
+    first, last = moment[start], moment[start + size - 1]
     place = np.empty(len(user), np.int64)
-    place[order] = np.where(np.repeat(size, size) >= 3, behind, 2)
+    place[order] = np.where(np.repeat(last - first >= 2, size), np.repeat(last, size) - moment, 2)
     return {
         "train": np.flatnonzero(place >= 2),
         "val": np.flatnonzero(place == 1),

@@ -1,4 +1,4 @@
-"""Tables: the one shape every log is read into, its checks, and the split by the clock."""
+"""Tables: the one shape every log is read into, and its checks."""
 
 import time
 from dataclasses import dataclass, field
@@ -121,43 +121,3 @@ def check_times(name: str, first_s: int, last_s: int) -> None:
         raise InputError(
             f"{name}.timestamp_s must be at least 0 (Unix seconds), got {first_s}; remove or correct the rows"
         )
-
-
-def split_by_time(timestamps_s: Any, val: float, test: float) -> tuple[int, int]:
-    """Cut time-sorted impressions into train < val < test on one global timeline.
-
-    Impressions that share a second stay on one side, so that no moment is split.
-
-    Args:
-        timestamps_s: sorted int64 array, one entry an impression.
-        val, test: fractions of the impressions, each in (0, 1).
-
-    Returns:
-        The row where val starts and the row where test starts.
-
-    Raises:
-        InputError: when a split would be empty.
-
-    >>> import numpy as np
-    >>> split_by_time(np.arange(10), val=0.2, test=0.2)
-    (6, 8)
-    """
-    import numpy as np
-
-    n = len(timestamps_s)
-    if n == 0:
-        raise InputError(
-            "data must have at least 3 impressions, got 0; loosen the filters of the data config"
-        )
-    cut = [
-        int(np.searchsorted(timestamps_s, timestamps_s[min(round(n * f), n - 1)]))
-        for f in (1 - val - test, 1 - test)
-    ]
-    sizes = {"train": cut[0], "val": cut[1] - cut[0], "test": n - cut[1]}
-    for name, size in sizes.items():
-        if size <= 0:
-            raise InputError(
-                f"data.split must leave every part at least 1 impression, got {name}=0 of {n}; "
-                "give a larger fraction or a longer log"
-            )
-    return cut[0], cut[1]

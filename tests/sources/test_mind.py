@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from halflife.errors import InputError
 from halflife.sources import mind
@@ -71,7 +73,7 @@ def test_a_history_keeps_its_order_before_the_first_impression(tmp_path):
     tables = mind.read(write(tmp_path))
     assert clicks(tables, "U1") == [("N1", FIRST_S - 2), ("N2", FIRST_S - 1)]
     assert clicks(tables, "U2") == []
-    assert tables.dropped == {mind.UNKNOWN_CLICKS: 0, mind.OTHER_HISTORIES: 0}
+    assert tables.dropped == {mind.UNKNOWN_CLICKS: 0, mind.NO_SECOND: 0, mind.OTHER_HISTORIES: 0}
 
 
 def test_a_later_history_that_extends_the_earlier_adds_only_what_is_new(tmp_path):
@@ -102,16 +104,66 @@ def test_a_later_history_that_is_no_extension_is_appended_whole_and_newest(tmp_p
         assert names == ["N1", "N2", *later.split(" ")]
 
 
-def test_folders_that_follow_within_seconds_keep_the_order_and_the_past(tmp_path):
-    second = TRAIN.replace("9:05:58 AM", "12:05:59 AM").replace("12:05:58 AM", "12:05:59 AM")
+def test_folders_that_follow_within_seconds_keep_the_newest_clicks_that_fit_between(tmp_path):
+    second = TRAIN.replace("9:05:58 AM", "12:06:00 AM").replace("12:05:58 AM", "12:06:00 AM")
     tables = mind.read(
         write(tmp_path / "a") + write(tmp_path / "b", second.replace("N1 N2\t", "N1 N2 N3 N4 N5\t"))
     )
-    seen = clicks(tables, "U1")
-    assert [item for item, _ in seen] == ["N1", "N2", "N3", "N4", "N5"]
-    times = [when for _, when in seen]
-    assert times == sorted(set(times))
-    assert times[1] < FIRST_S
+    # the impression at FIRST_S, which is of its own second, sees none of what was clicked after it
+    assert clicks(tables, "U1") == [
+        ("N1", FIRST_S - 2),
+        ("N2", FIRST_S - 1),
+        ("N4", FIRST_S),
+        ("N5", FIRST_S + 1),
+    ]
+    assert tables.dropped[mind.NO_SECOND] == 1
+
+
+MOMENTS = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 1), st.booleans()), min_size=2, max_size=25)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(two_users=st.tuples(MOMENTS, MOMENTS))
+def test_no_impression_sees_a_click_after_it_in_whatever_order_two_folders_come(tmp_path, two_users):
+    """Users click and see impressions in a few seconds, each dealt to either folder; a history is what was
+    clicked before a user's first impression there.
+    """
+    lines: tuple[list[str], list[str]] = ([], [])
+    clicked, seen, first = {}, [], {}
+    for user, moments in enumerate(two_users):
+        past: list[str] = []
+        for n, (second, folder, is_click) in enumerate(sorted(moments)):
+            if is_click:
+                past.append(f"C{user}x{n}")
+                clicked[past[-1]] = (user, second)
+                continue
+            name = first.setdefault((user, folder), (second, [c for c in past if clicked[c][1] < second]))
+            when = datetime.fromtimestamp(FIRST_S + second, UTC).strftime("%m/%d/%Y %I:%M:%S %p")
+            row = len(lines[folder]) + 1
+            lines[folder].append(f"{row}\tU{user}\t{when}\t{' '.join(name[1])}\tN1-1 N2-0\n")
+            seen.append((user, second))
+    files = [
+        file
+        for folder, rows in enumerate(lines)
+        if rows
+        for file in write(tmp_path / str(folder), "".join(rows), NEWS + news(*clicked))
+    ]
+    if not files:
+        return
+    tables = mind.read(files)
+    events = check_columns("events", tables.events, EVENT_COLUMNS).collect()
+    placed = sorted((user, when - FIRST_S, item) for user, item, when, *_ in events.rows())
+    assert len({(user, when) for user, when, _ in placed}) == len(placed)
+    for user, second in seen:
+        history = [item for who, when, item in placed if who == f"U{user}" and when < second]
+        assert all(clicked[item][1] < second for item in history)
+        assert history == sorted(history, key=list(clicked).index)
+    for (user, _), (second, logged) in first.items():
+        history = [item for who, when, item in placed if who == f"U{user}" and when < second]
+        assert tables.dropped[mind.NO_SECOND] or history == logged
+    longest = [max(len(logged) for (who, _), (_, logged) in first.items() if who == u) for u, _ in first]
+    whole = {user: n for (user, _), n in zip(first, longest, strict=True)}
+    assert len(placed) + tables.dropped[mind.NO_SECOND] == sum(whole.values())
 
 
 def test_impression_ids_of_several_folders_carry_the_folder(tmp_path):

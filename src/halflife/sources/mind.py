@@ -14,6 +14,7 @@ from halflife.tables import Tables
 
 UNKNOWN_CLICKS = "history clicks on news not in news.tsv"
 OTHER_HISTORIES = "later histories of a user whose history changes within a file"
+NO_SECOND = "history clicks without a second between two impressions of their user"
 UNTIMED_CLICKS = "history clicks without a time"
 RECONSTRUCTED = (
     "Click times are reconstructed: a click has its impression's time; those before the week are left out."
@@ -45,12 +46,12 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
 
     The log holds real impressions with their second, taken as UTC, and a history of clicks before them that
     has an order but no times: `has_click_times` is False, and the `timestamp_s` of a history click encodes
-    its order alone. A user's history is placed one second a click, its newest just before the first
-    impression of the folder, over all users; where a folder has several, the one at the user's first
-    impression, since a later one may look ahead of earlier impressions. Where a later folder's history begins
-    with the earlier one, only what is new is appended, just before that folder's first impression; where it
-    does not, the whole later history is appended after the earlier one, so that cutting to the newest keeps
-    the right clicks.
+    its order alone. A folder's history of a user is the one at their first impression there, since a later
+    one may look ahead of earlier impressions. Where it begins with the one before, only what is new is added;
+    where it does not, the whole of it is, so that cutting to the newest keeps the right clicks. What is added
+    is placed one second a click, its newest just before the first impression of the folder, over all users;
+    but behind the user's own impressions before the one it was logged with, so that none of them sees it. The
+    oldest for which no second is left there are left out and counted.
 
     Args:
         files: the paths; those named news.tsv and behaviors.tsv are read, paired by folder, others are left
@@ -82,7 +83,8 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
     folders = [_folder(name, behaviors, items["item_id"]) for name, (_, behaviors) in paths.items()]
     folders.sort(key=lambda folder: folder.first_s)
     histories = [_histories(folder) for folder in folders]
-    clicks = _place(folders, histories)
+    blocks = _place(folders, histories)
+    clicks = _clicks(blocks)
     impressions = pl.concat([_impressions(folder, prefix=len(folders) > 1) for folder in folders])
     if timed:
         return Tables(
@@ -90,7 +92,7 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
             events=clicks_of(impressions),
             impressions=impressions,
             has_click_times=True,
-            dropped={UNTIMED_CLICKS: clicks.select(pl.len()).collect(engine="streaming").item()},
+            dropped={UNTIMED_CLICKS: blocks.select(pl.col("count").sum()).item()},
             note=RECONSTRUCTED,
         )
     unknown = clicks.join(items.lazy(), on="item_id", how="anti").select(pl.len())
@@ -101,6 +103,7 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
         has_click_times=False,
         dropped={
             UNKNOWN_CLICKS: unknown.collect(engine="streaming").item(),
+            NO_SECOND: blocks.select((pl.col("count") - pl.col("end") + pl.col("start")).sum()).item(),
             OTHER_HISTORIES: sum(int(history["others"].sum()) for history in histories),
         },
     )
@@ -193,7 +196,7 @@ def _impressions(folder: _Folder, prefix: bool) -> pl.LazyFrame:
 
 
 def _histories(folder: _Folder) -> pl.DataFrame:
-    """`user_id, history, others`: each user's history at their first impression, how many others.
+    """`user_id, first_s, history, others`: each user's first impression, the history there, how many others.
 
     The publisher's are one a user. In a log of this layout whose histories grow, a later one holds clicks
     that earlier impressions must not see.
@@ -206,37 +209,60 @@ def _histories(folder: _Folder) -> pl.DataFrame:
         .group_by("user_id", "history")
         .agg(pl.col("timestamp_s").min())
         .group_by("user_id")
-        .agg(pl.col("history").sort_by("timestamp_s", length, "history").first(), others=pl.len() - 1)
+        .agg(
+            pl.col("history").sort_by("timestamp_s", length, "history").first(),
+            first_s=pl.col("timestamp_s").min(),
+            others=pl.len() - 1,
+        )
         .collect(engine="streaming")
     )
 
 
-def _place(folders: list[_Folder], histories: list[pl.DataFrame]) -> pl.LazyFrame:
-    """The events of all histories: before their folder's impressions, after the earlier folders' events."""
-    blocks: list[pl.DataFrame] = []
-    so_far = pl.DataFrame(schema={"user_id": pl.String, "earlier": pl.String})
-    for history in histories:
-        now, earlier = pl.col("history"), pl.col("earlier")
-        extends = (now == earlier) | now.str.starts_with(earlier + " ")
-        joined = history.join(so_far, on="user_id", how="left").with_columns(earlier.fill_null(""))
-        new = pl.when(extends).then(now.str.strip_prefix(earlier).str.strip_chars_start(" ")).otherwise(now)
-        blocks.append(joined.filter(new != "").select("user_id", clicks=new.str.split(" ")))
-        latest = joined.filter(now != "").select("user_id", earlier=now)
-        so_far = pl.concat([so_far, latest]).unique("user_id", keep="last")
+def _place(folders: list[_Folder], histories: list[pl.DataFrame]) -> pl.DataFrame:
+    """`user_id, clicks, count, start, end`: what each history adds, and its seconds from start to before end.
 
-    # From the last folder back, since a block ends where the user's next one starts, if that comes first.
-    placed: list[pl.DataFrame] = []
-    starts = pl.DataFrame(schema={"user_id": pl.String, "start": pl.Int64})
-    for folder, block in zip(reversed(folders), reversed(blocks), strict=True):
-        end = pl.min_horizontal(pl.lit(folder.first_s), pl.col("start"))
-        block = block.join(starts, on="user_id", how="left").with_columns(end=end)
-        block = block.with_columns(start=pl.col("end") - pl.col("clicks").list.len().cast(pl.Int64))
-        placed.append(block.select("user_id", "clicks", "start", "end"))
-        starts = pl.concat([starts, block.select("user_id", "start")]).unique("user_id", keep="last")
+    A block is seen by the impression it was logged with, at `first_s`, and by those after it, for it ends
+    there or before; no earlier one sees it, for it starts no sooner than the latest of them, `last_s`. So
+    blocks of a user never overlap, in whatever order the folders' impressions come.
+    """
+    parts = (h.with_columns(opens_s=pl.lit(f.first_s)) for h, f in zip(histories, folders, strict=True))
+    blocks = pl.concat(parts).sort("user_id", "first_s", maintain_order=True)
+    now = pl.col("history")
+    earlier = pl.when(now != "").then(now).forward_fill().shift(1).over("user_id").fill_null("")
+    blocks = blocks.with_columns(earlier=earlier)
+    extends = (now == pl.col("earlier")) | now.str.starts_with(pl.col("earlier") + " ")
+    added = pl.when(extends).then(now.str.strip_prefix(pl.col("earlier")).str.strip_chars_start(" "))
+    blocks = (
+        blocks.with_columns(added=added.otherwise(now))
+        .filter(pl.col("added") != "")
+        .group_by("user_id", "first_s", maintain_order=True)
+        .agg(clicks=pl.col("added").str.split(" ").explode(), opens_s=pl.col("opens_s").min())
+    )
+    last = (
+        pl.concat([folder.log.select("user_id", "timestamp_s") for folder in folders])
+        .join(blocks.lazy().select("user_id", "first_s"), on="user_id")
+        .filter(pl.col("timestamp_s") < pl.col("first_s"))
+        .group_by("user_id", "first_s")
+        .agg(last_s=pl.col("timestamp_s").max())
+        .collect(engine="streaming")
+    )
+    count = pl.col("clicks").list.len().cast(pl.Int64)
+    roomy = pl.max_horizontal("opens_s", pl.col("last_s") + count)  # nothing where there is no last_s
+    blocks = blocks.join(last, on=["user_id", "first_s"], how="left").with_columns(
+        count=count, end=pl.min_horizontal("first_s", roomy)
+    )
+    return blocks.with_columns(start=pl.max_horizontal(pl.col("end") - pl.col("count"), "last_s"))
+
+
+def _clicks(blocks: pl.DataFrame) -> pl.LazyFrame:
+    """The events of all histories, the newest of each that have a second of their own."""
     return (
-        pl.concat(placed[::-1])
-        .lazy()
-        .select("user_id", item_id="clicks", timestamp_s=pl.int_ranges("start", "end"))
+        blocks.lazy()
+        .select(
+            "user_id",
+            item_id=pl.col("clicks").list.tail(pl.col("end") - pl.col("start")),
+            timestamp_s=pl.int_ranges("start", "end"),
+        )
         .explode("item_id", "timestamp_s")
         .with_columns(kind=pl.lit("history"), value=pl.lit(1.0, dtype=pl.Float32))
     )
