@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 # nothing here may wait for a network that a test machine does not have; set before transformers is imported
@@ -20,6 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from halflife.batches import DataModule
 from halflife.sources import synthetic
 from halflife.sources.newsroom import TAILS, TOPICS
+
+# a busy machine is no failure: tests time nothing
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 NEWSROOM = {
     "users": 60,

@@ -87,7 +87,7 @@ def bytes_of(log: Tables) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("logged", [True, False], ids=["logged", "drawn"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_a_store_has_the_same_bytes_wherever_its_build_is_cut(logged: bool, data: st.DataObject) -> None:
     log, sizes = data.draw(logs(logged)), data.draw(SIZES)
@@ -97,7 +97,7 @@ def test_a_store_has_the_same_bytes_wherever_its_build_is_cut(logged: bool, data
 
 
 @pytest.mark.parametrize("logged", [True, False], ids=["logged", "drawn"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_across_its_cuts_no_history_holds_the_future_and_counts_add_up(
     logged: bool, data: st.DataObject
@@ -128,7 +128,7 @@ def test_across_its_cuts_no_history_holds_the_future_and_counts_add_up(
                 assert count == sum(i == names[item] and t < now for _, i, t in events)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(log=logs(True), sizes=SIZES, seed=st.integers(0, 9))
 def test_the_order_of_a_logs_rows_changes_no_byte(log: Tables, sizes: dict[str, int], seed: int) -> None:
     whole = bytes_of(log)

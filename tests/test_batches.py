@@ -94,7 +94,7 @@ def same(a: Batch, b: Batch) -> bool:
 # --- a batch
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     events=LOG,
     asked=ASKED,
@@ -174,7 +174,7 @@ def test_readers_without_any_click_make_a_batch_of_their_own(tmp_path: Path) -> 
     assert batch.item.tolist() == [1, 2, 3]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ages_s=st.lists(st.integers(1, 40 * 366 * DAY_S), min_size=1, max_size=8))
 def test_ages_are_right_to_the_second(ages_s: list[int]) -> None:
     now = 1_735_689_599 - START  # the last second of 2024

@@ -136,7 +136,7 @@ def test_a_log_without_click_times_has_no_gaps_and_says_so(tmp_path: Path) -> No
     assert "newest 0" in page(found)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=60), st.sampled_from([0.05, 0.5, 0.95]))
 def test_a_quantile_of_a_tally_is_right_to_one_percent(values: list[int], share: float) -> None:
     tally = Tally()

@@ -142,7 +142,7 @@ def test_logloss_stays_finite_at_extreme_logits() -> None:
 
 
 @every
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=small_rows(), seed=st.integers(0, 10**6))
 def test_ranking_metrics_ignore_row_order_and_monotone_transforms(
     metric: Callable[..., Tensor], data: Rows, seed: int
@@ -156,7 +156,7 @@ def test_ranking_metrics_ignore_row_order_and_monotone_transforms(
     assert value.isnan() or 0 <= value <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=small_rows())
 def test_reversing_the_scores_reverses_the_auc(data: Rows) -> None:
     score, label, group = data
@@ -165,7 +165,7 @@ def test_reversing_the_scores_reverses_the_auc(data: Rows) -> None:
     assert same(auc(torch.zeros_like(score), label), auc(score, label) * 0 + 0.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=small_rows())
 def test_one_group_makes_grouped_auc_the_auc(data: Rows) -> None:
     score, label, _ = data
@@ -192,7 +192,7 @@ def test_half_precision_scores_are_accepted() -> None:
 # Intervals
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=small_rows(), seed=st.integers(0, 10**6))
 def test_weighted_auc_equals_repeating_the_rows(data: Rows, seed: int) -> None:
     score, label, _ = data

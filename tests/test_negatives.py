@@ -95,7 +95,7 @@ def test_a_basket_is_one_user_and_second_split_when_too_large(
 
 @BY
 @SEEN
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     events=LOG, most=st.integers(1, 4), per=st.integers(1, 4), window=st.sampled_from([0.5, 1.0, 4.0, 99.0])
 )
@@ -251,7 +251,7 @@ def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
 ALIVE_EVENT = st.tuples(st.integers(0, 5), st.integers(0, 60))  # item, second
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     events=st.lists(ALIVE_EVENT, min_size=1, max_size=40),
     window=st.integers(1, 25),

@@ -168,7 +168,7 @@ SLIPS = st.lists(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(slips=SLIPS)
 def test_counts_add_up_and_only_good_rows_are_left(slips: list[str]) -> None:
     tomorrow = int(time.time()) + 30 * DAY_S

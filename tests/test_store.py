@@ -122,7 +122,7 @@ NOW: list[ImpressionRow] = [
 # --- against brute force
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(events=EVENTS, shown=IMPRESSIONS, timed=st.booleans())
 def test_a_store_is_what_a_loop_over_the_log_finds(events: Any, shown: Any, timed: bool) -> None:
     known = [e for e in events if e[1] != GHOST]
@@ -161,7 +161,7 @@ def test_a_store_is_what_a_loop_over_the_log_finds(events: Any, shown: Any, time
         assert s.about["dropped"] == ({key: ghosts} if ghosts else {})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(events=EVENTS, seed=st.integers(0, 3))
 def test_sampled_impressions_are_the_baskets_in_the_order_of_time(events: Any, seed: int) -> None:
     known = [e for e in events if e[1] != GHOST]
@@ -193,7 +193,7 @@ NAMES = st.sampled_from(["click", "buy", "view", "unknown", None])
 PUBLISHED = st.lists(st.none() | st.integers(-5, 12).map(lambda s: START + s), min_size=5, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     events=EVENTS,
     shown=IMPRESSIONS,

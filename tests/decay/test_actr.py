@@ -36,7 +36,7 @@ def formula(row: list[tuple[int, float]], alpha: float, s: float) -> list[float]
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(CLICKS, min_size=1, max_size=4),
     alpha=st.sampled_from([0.3, 0.5, 2.0]),

@@ -90,7 +90,7 @@ def test_a_log_weight_has_the_shape_and_type_of_its_ages(name: str, shape: tuple
 
 
 @EVERY
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(half_life=half_lives, ratios=age_ratios)
 def test_a_weight_starts_at_one_never_rises_and_never_exceeds_one(
     name: str, half_life: float, ratios: list[float]
@@ -106,7 +106,7 @@ def test_a_weight_starts_at_one_never_rises_and_never_exceeds_one(
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if halves(n)])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(half_life=half_lives)
 def test_at_its_half_life_half_of_the_decaying_part_is_left(name: str, half_life: float) -> None:
     kernel = kernel_of(name, half_life_days=half_life, **DECAYING_PART).double()

@@ -71,7 +71,7 @@ def batch_of(small_log: DataModule, encoder: TextEncoder, size: int) -> Batch:
 
 
 @POOLINGS
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=30), seed=st.integers(0, 9))
 @torch.no_grad()
 def test_a_text_has_the_vector_it_has_alone(pool: pooling.Pooling, lengths: list[int], seed: int) -> None:
@@ -204,7 +204,7 @@ def test_recomputed_activations_give_the_same_gradients_and_nothing_is_kept() ->
     assert all(torch.allclose(found[0][n], found[1][n], atol=1e-6) for n in found[0])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), chunk_tokens=st.integers(1, 200))
 def test_chunks_hold_every_text_once_and_no_more_tokens_than_told(
     lengths: list[int], chunk_tokens: int

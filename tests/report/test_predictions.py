@@ -28,7 +28,7 @@ def frame(users: int, seed: int, noise: float) -> pl.DataFrame:
 
 
 @given(st.integers(0, 1000), st.integers(2, 12))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_bins_hold_every_row_once_and_their_means_add_up(seed: int, bins: int) -> None:
     random = np.random.default_rng(seed)
     probability = random.uniform(size=200).round(2)
