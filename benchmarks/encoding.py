@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils import clip_grad_norm_
 
-from halflife import pretrained, tracking
+from halflife import pretrained, summary, tracking
 from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
 from halflife.decay.configured import kernels
 from halflife.encoders.chunks import chunks, rectangle
@@ -463,9 +463,7 @@ def peak_mib(folder: Path, batch_size: int, overrides: list[str] | None) -> floa
             loop.step(rows)
     else:
         bench.fit(module, trainer, Beside(None, seconds=1e9), steps=2)
-    # not ru_maxrss, which a process inherits from the one that started it
-    [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
-    return int(line.split()[1]) / 1024
+    return summary.peak_mib()
 
 
 def first_batch(folder: str, batch_size: int) -> None:
