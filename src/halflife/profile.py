@@ -283,7 +283,8 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
         table.add_row("95 % by sandwich variance", span(found["sandwich"]))
     if fit.gain is not None:
         table.add_row("log-likelihood over no decay (nats)", f"{fit.gain:.2f}")
-        table.add_row("p of no decay, at the boundary", f"{found['p_boundary']:.2g}")
+        p = found["p_boundary"]
+        table.add_row("p of no decay, at the boundary", f"{p:.2g}" if p >= 1e-16 else "< 1e-16")
     if null:
         table.add_row(f"p of no decay, {permutations} permutations", f"{found['p_permutation']:.2g}")
     console().print(table)
