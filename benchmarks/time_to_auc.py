@@ -43,7 +43,8 @@ LOG = [
     "model=bert_full",
     "logger=none",
 ]
-SAME = ["data.batch_size=32"]
+BATCH = 32
+SAME = [f"data.batch_size={BATCH}"]
 OVERRIDES = ["data.batch_size=256", "data.targets_per_history=8"]
 TARGET = 10.0
 
@@ -99,7 +100,7 @@ def padded(steps: int, every: int, *overrides: str) -> Curve:
     spent = 0.0
     for step in bar(range(steps), "padded loop"):
         since = time.perf_counter()
-        loop.step(order[step * 32 : (step + 1) * 32])
+        loop.step(order[step * BATCH : (step + 1) * BATCH])
         spent += time.perf_counter() - since
         if (step + 1) % every == 0:
             curve.seconds.append(spent)
@@ -109,12 +110,11 @@ def padded(steps: int, every: int, *overrides: str) -> Curve:
 
 @dataclass(eq=False)
 class Until(Callback):
-    """Takes the AUC every few steps, its clock standing still meanwhile, and ends training at the mark."""
+    """Takes the AUC after each step, its clock standing still meanwhile, and ends training at the mark."""
 
     curve: Curve
     data: DataModule
     mark: float
-    every: int
     at_most_s: float
     spent: float = 0.0
     since: float = 0.0
@@ -125,8 +125,6 @@ class Until(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if (trainer.global_step) % self.every:
-            return
         self.spent += time.perf_counter() - self.since
         self.curve.seconds.append(self.spent)
         self.curve.auc.append(auc(pl_module, self.data))
@@ -138,10 +136,9 @@ def ours(what: str, mark: float, at_most_s: float, *overrides: str) -> Curve:
     """Train under the real trainer until the validation AUC is at the mark, or the time is over."""
     module, data, trainer = made(*overrides)
     curve = Curve(what, [0.0], [auc(module, data)])
-    until = Until(curve, data, mark, every=1, at_most_s=at_most_s)
-    trainer(callbacks=[until], max_epochs=1000, limit_val_batches=0, min_epochs=0).fit(
-        module, datamodule=data
-    )
+    until = Until(curve, data, mark, at_most_s)
+    endless = {"max_epochs": 1000, "min_epochs": 0}  # until the callback ends it, inside an epoch too
+    trainer(callbacks=[until], limit_val_batches=0, **endless).fit(module, datamodule=data)
     return curve
 
 
@@ -178,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the curves there")
     parser.add_argument(
-        "--steps", type=above_zero, default=12, help="of the padded loop, 32 impressions each"
+        "--steps", type=above_zero, default=12, help=f"of the padded loop, {BATCH} impressions each"
     )
     parser.add_argument("--every", type=above_zero, default=2, help="of its steps between two AUCs")
     given = parser.parse_args()

@@ -191,9 +191,7 @@ def peak_mib() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if (
-        status.exists()
-    ):  # where there is one: ru_maxrss counts what the process that started this one held, too
+    if status.exists():  # ru_maxrss would count what the process that started this one held
         [line] = [x for x in status.read_text().splitlines() if x.startswith("VmHWM")]
         return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
