@@ -29,7 +29,8 @@ def cells() -> Iterator[tuple[str, list[str]]]:
     for composition, kernel in product(["normalised", "sum"], KERNELS):
         words = ["impressions=5000", f"kernel={kernel}", days(5), f"composition={composition}"]
         yield f"{composition}-5000-{kernel}-5d", words
-    yield "control-none", ["impressions=5000", "control=none"]
+    # a share of 95 % cannot be seen in 30 logs
+    yield "control-none", ["impressions=5000", "control=none", "seeds=200"]
     yield (
         "control-shuffled",
         ["impressions=5000", "control=shuffled", "composition=normalised"],

@@ -8,25 +8,39 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from halflife.encoders import packing
 from halflife.encoders.pooling import Pooling
 
 
-def chunks(length: Tensor, chunk_tokens: int) -> Iterator[Tensor]:
-    """Places of texts of like length, as many together as fit into so many tokens, padding included.
+def chunks(length: Tensor, chunk_tokens: int, packed: bool = False) -> Iterator[Tensor]:
+    """Places of texts of like length, as many together as fit into so many tokens.
+
+    Args:
+        length: tokens of each text, at least 1.
+        chunk_tokens: of a chunk; padding counts, unless `packed`.
+        packed: whether the texts of a chunk lie on end, without padding.
 
     Shape: length (U,) → several (n,), n at least 1, each place once.
     """
     order = torch.argsort(length, stable=True)
-    first = 0
+    first = before = 0
     for i, longest in enumerate(length[order].tolist()):
-        if i > first and (i + 1 - first) * longest > chunk_tokens:
+        tokens = before + longest if packed else (i + 1 - first) * longest
+        if i > first and tokens > chunk_tokens:
             yield order[first:i]
-            first = i
+            first, before = i, 0
+        before += longest
     yield order[first:]
 
 
 def encode(
-    backbone: Any, pooling: Pooling, tokens: Tensor, length: Tensor, chunk_tokens: int, keep_tokens: int
+    backbone: Any,
+    pooling: Pooling,
+    tokens: Tensor,
+    length: Tensor,
+    chunk_tokens: int,
+    keep_tokens: int,
+    packed: bool = False,
 ) -> Tensor:
     """Encode texts given on end, in chunks of like length, so that hardly a padded token is computed.
 
@@ -38,13 +52,15 @@ def encode(
         chunk_tokens: tokens that go through the model together.
         keep_tokens: with more tokens than that in all, activations are recomputed chunk by chunk instead of
             kept: a third more work, and memory that does not grow with the batch.
+        packed: whether the texts of a chunk stay on end, as in `encoders.packing`; else rows are padded.
 
     Shape: tokens (T,), length (U,) → (U, width), in the order given.
     """
     recompute = torch.is_grad_enabled() and len(tokens) > keep_tokens
-    run = partial(checkpoint, _pooled, use_reentrant=False) if recompute else _pooled
+    way = _pooled_packed if packed else _pooled
+    run = partial(checkpoint, way, use_reentrant=False) if recompute else way
     found, places = [], []
-    for chunk in chunks(length, chunk_tokens):
+    for chunk in chunks(length, chunk_tokens, packed):
         ids, mask = rectangle(tokens, length, chunk)
         found.append(run(backbone, pooling, ids, mask))
         places.append(chunk)
@@ -81,6 +97,11 @@ def rectangle(tokens: Tensor, length: Tensor, chunk: Tensor) -> tuple[Tensor, Te
 def _pooled(backbone: Any, pooling: Pooling, ids: Tensor, mask: Tensor) -> Tensor:
     """Encode one padded chunk and pool it."""
     return pooling(_hidden(backbone, ids, mask), mask)
+
+
+def _pooled_packed(backbone: Any, pooling: Pooling, ids: Tensor, mask: Tensor) -> Tensor:
+    """Encode the texts of one chunk on end and pool them."""
+    return pooling(packing.hidden(backbone, ids, mask), mask)
 
 
 def _hidden(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from halflife import pretrained as pretrained_models
 from halflife.batches import Batch
-from halflife.encoders import cache
+from halflife.encoders import cache, packing
 from halflife.encoders.chunks import encode, rectangle, token_vectors
 from halflife.encoders.pooling import Attention, by_name
 from halflife.encoders.ranks import RankSchedule
@@ -41,6 +41,8 @@ class TextEncoder(nn.Module):
         max_tokens: longer texts are cut.
         lr: learning rate of what trains in the pretrained model.
         chunk_tokens, keep_tokens: as in `encoders.chunks.encode`; together they bound memory.
+        packed: whether texts go through the model on end, as in `encoders.packing`, instead of in padded
+            rows of like length; None leaves it to the device: on a GPU, where the architecture can.
         gradient_checkpointing: keep one activation a block, and recompute what lies between.
         compile: hand the model to `torch.compile`.
         reuse_steps, reuse_rise_steps: as in `encoders.reuse`; 0 steps encodes every item anew.
@@ -64,6 +66,7 @@ class TextEncoder(nn.Module):
         lr: float,
         chunk_tokens: int,
         keep_tokens: int,
+        packed: bool | None,
         gradient_checkpointing: bool,
         compile: bool,
         reuse_steps: int,
@@ -95,7 +98,16 @@ class TextEncoder(nn.Module):
             "model.reuse_steps": str(reuse_steps),
         }
         """What beside shapes makes two encoders the same, by the key that a user would set."""
-        backbone = tuning(pretrained_models.load(source, quantize))
+        model = pretrained_models.load(source, quantize)
+        self.packed = packed if packed is None else flag("model.packed", packed)
+        self.can_pack = self.packed is not False and packing.prepare(model, max_tokens)
+        backbone = tuning(model)
+        self.can_pack = self.can_pack and not _virtual_tokens(backbone)  # which stand before every text
+        if self.packed and not self.can_pack:
+            raise InputError(
+                f"model.packed must be null or false for {type(model).__name__} with {described(tuning)}, "
+                "got true; its attention takes no texts on end"
+            )
         _check_longest(backbone, max_tokens, pretrained)
         width = int(backbone.config.hidden_size)
         self.pooling = by_name(pooling, width)
@@ -178,7 +190,8 @@ class TextEncoder(nn.Module):
 
     def _encode(self, backbone: Any, tokens: Tensor, length: Tensor) -> Tensor:
         """Pooled vectors of texts, (U, width), in chunks that fit the settings."""
-        return encode(backbone, self.pooling, tokens, length, self.chunk_tokens, self.keep_tokens)
+        packed = self.can_pack and (tokens.is_cuda if self.packed is None else self.packed)
+        return encode(backbone, self.pooling, tokens, length, self.chunk_tokens, self.keep_tokens, packed)
 
     def _looked_up(self, item: Tensor) -> Tensor:
         """Pooled vectors of items of a frozen model, (U, width)."""
@@ -233,9 +246,14 @@ def _check_longest(backbone: Any, max_tokens: int, pretrained: str) -> None:
     padding = getattr(places, "padding_idx", None)
     if padding is not None:  # RoBERTa counts places from behind the padding's id
         limit -= padding + 1
-    for learned in getattr(backbone, "peft_config", {}).values():
-        limit -= getattr(learned, "num_virtual_tokens", None) or 0
+    limit -= _virtual_tokens(backbone)
     if max_tokens > limit:
         raise InputError(
             f"model.max_tokens must be at most {limit} (tokens) for {pretrained}, got {max_tokens}; lower it"
         )
+
+
+def _virtual_tokens(backbone: Any) -> int:
+    """Places that a tuning puts in front of every text."""
+    learned = getattr(backbone, "peft_config", {}).values()
+    return sum(getattr(one, "num_virtual_tokens", None) or 0 for one in learned)
