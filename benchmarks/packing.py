@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ SHAPES = {  # hidden size, blocks, heads, of the feed-forward
     "BERT-base, 12 blocks of 768": (768, 12, 12, 3072),
 }
 TEXTS = {"titles": (3, 24, 14.0), "abstracts": (10, 250, 80.0)}  # shortest, longest, mean, in tokens
-CHUNKS = {"cuda": [1024, 8192, 65536], "cpu": [1024]}
-TOKENS = {"cuda": 65536, "cpu": 4096}  # of a step
+CHUNKS = {"cuda": [1024, 32768], "cpu": [1024]}
+TOKENS = {"cuda": 32768, "cpu": 4096}  # of a step
 REPEATS = 5
 WARM_UP = 2  # steps of either way that are not counted
 
@@ -72,9 +73,8 @@ def step(backbone: Any, tokens: Tensor, length: Tensor, chunk_tokens: int, packe
     return time.perf_counter() - since
 
 
-def measured(device: str, shapes: list[str]) -> list[dict[str, Any]]:
+def measured(device: str, shapes: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each model, kind of text and chunk; both ways in turn, so that what else runs slows both."""
-    rows = []
     cells = [(s, t, c) for s in shapes for t in TEXTS for c in CHUNKS[device]]
     for shape, texts, chunk_tokens in bar(cells, "packing"):
         backbone = model(SHAPES[shape], device)
@@ -88,8 +88,7 @@ def measured(device: str, shapes: list[str]) -> list[dict[str, Any]]:
                 if i >= WARM_UP:
                     rates.append(len(tokens) / seconds)
         row = {"model": shape, "texts": texts, "chunk_tokens": chunk_tokens}
-        rows.append(row | {"padded_rows": found[False], "on_end": found[True]})
-    return rows
+        yield row | {"padded_rows": found[False], "on_end": found[True]}
 
 
 def table_of(rows: list[dict[str, Any]], device: str) -> Table:
@@ -117,12 +116,14 @@ def main() -> None:
         parser.error(f"--json must be a file in a directory that exists, got {given.json}")
     tracking.quiet()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = measured(device, given.shapes)
+    rows = []
+    for row in measured(device, given.shapes):
+        rows.append(row)
+        if given.json is not None:
+            temporary = given.json.with_name(given.json.name + ".tmp")
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+            temporary.replace(given.json)
     tracking.console().print(table_of(rows, device))
-    if given.json is not None:
-        temporary = given.json.with_name(given.json.name + ".tmp")
-        temporary.write_text(json.dumps(rows, indent=2) + "\n")
-        temporary.replace(given.json)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from halflife.recommender import build
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 CHOICES = sorted(str(p.relative_to(CONF)).removesuffix(".yaml") for p in CONF.glob("*/*.yaml"))
+MODELS = [c.split("/")[1] for c in CHOICES if c.startswith("model/")]
+INTERESTS = [c.split("/")[1] for c in CHOICES if c.startswith("interest/")]
 README_COMMANDS = [
     line.strip().removeprefix("python train.py ")
     for file in [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md"))]
@@ -57,7 +59,7 @@ def test_every_decay_fades_candidates_or_is_refused(decay: str, make_log: Callab
         step_runs(make_log, *words)
 
 
-@pytest.mark.parametrize("interest", [c.split("/")[1] for c in CHOICES if c.startswith("interest/")])
+@pytest.mark.parametrize("interest", INTERESTS)
 @pytest.mark.parametrize("loss", [c.split("/")[1] for c in CHOICES if c.startswith("loss/")])
 def test_every_interest_and_loss_runs_a_training_step(
     interest: str, loss: str, make_log: Callable[..., DataModule]
@@ -67,29 +69,69 @@ def test_every_interest_and_loss_runs_a_training_step(
     step_runs(make_log, f"interest={interest}", f"decay={decay}", f"loss={loss}", "model=id_embedding")
 
 
-@pytest.mark.parametrize("model", [c.split("/")[1] for c in CHOICES if c.startswith("model/")])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_model_runs_a_training_step(
     model: str, make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path
 ) -> None:
-    tiny = tiny_gpt if model.startswith("gpt") else tiny_bert
-    text = [] if model in ("id_embedding", "topics") else [f"model.pretrained={tiny}"]
+    words = tiny_model(model, tiny_bert, tiny_gpt)
     if model.endswith("qlora") and not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"^model\.quantize must be null on a machine .* no GPU, got 4"):
-            step_runs(make_log, f"model={model}", *text)
+            step_runs(make_log, f"model={model}", *words)
         return
-    few = ["model.tuning.k=1"] if model.endswith("last_k") else []
-    few += ["model.max_tokens=12", "model.history_tokens=28"] if "bert_text" in model else []
-    step_runs(make_log, f"model={model}", *text, *few)
+    step_runs(make_log, f"model={model}", *words)
 
 
-def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
-    """Forward, backward, one step; the loss is finite and whatever trains got a gradient."""
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_runs_a_training_step_in_bf16(
+    model: str, make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path
+) -> None:
+    if model.endswith("qlora") and not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU")
+    step_runs(make_log, f"model={model}", *tiny_model(model, tiny_bert, tiny_gpt), half=True)
+
+
+@pytest.mark.parametrize("interest", INTERESTS)
+def test_every_interest_scores_in_float32_behind_an_encoder_in_bf16(
+    interest: str, make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path
+) -> None:
+    decay = (
+        "none" if get_class(composed(f"interest={interest}").interest._target_).own_time else "exponential"
+    )
+    tiny = tiny_model("bert_full", tiny_bert, tiny_gpt)
+    scores = step_runs(
+        make_log, "model=bert_full", *tiny, f"interest={interest}", f"decay={decay}", half=True
+    )
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float())
+
+
+def tiny_model(model: str, tiny_bert: Path, tiny_gpt: Path) -> list[str]:
+    """What a model's yaml needs to be one of the tiny ones."""
+    if model in ("id_embedding", "topics"):
+        return []
+    words = [f"model.pretrained={tiny_gpt if model.startswith('gpt') else tiny_bert}"]
+    words += ["model.tuning.k=1"] if model.endswith("last_k") else []
+    return words + (["model.max_tokens=12", "model.history_tokens=28"] if "bert_text" in model else [])
+
+
+def step_runs(make_log: Callable[..., DataModule], *overrides: str, half: bool = False) -> torch.Tensor:
+    """Forward, backward, one step; the loss is finite and whatever trains got a gradient.
+
+    Args:
+        half: whether the encoder works in bf16.
+
+    Returns:
+        The scores.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     data = make_log(batch_size=16)
     cfg = composed(*overrides, f"cache_dir={data.cache_dir}")
     torch.manual_seed(0)
-    module = build(cfg, data)
-    batch = next(iter(data.train_dataloader()))
-    loss = module.loss(module(batch), batch.label, batch.candidate_mask)
+    module = build(cfg, data).to(device)
+    batch = next(iter(data.train_dataloader())).to(device)
+    with torch.autocast(device, torch.bfloat16, enabled=half):
+        scores = module(batch)
+        loss = module.loss(scores, batch.label, batch.candidate_mask)
     loss.backward()
     assert torch.isfinite(loss)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -99,6 +141,7 @@ def step_runs(make_log: Callable[..., DataModule], *overrides: str) -> None:
         p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters() if id(p) in grouped
     )
     optimizer.step()
+    return scores.detach()
 
 
 @pytest.mark.parametrize("trainer", ["cpu", "ddp", "debug"])

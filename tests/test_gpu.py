@@ -16,7 +16,7 @@ from halflife.batches import DataModule
 from halflife.encoders import chunks, packing, pooling
 from halflife.recommender import build
 from tests.conftest import SMALL_LOG, metrics
-from tests.test_conf import CHOICES, composed
+from tests.test_conf import composed
 
 ROOT = Path(__file__).parents[1]
 NO_BITS = importlib.util.find_spec("bitsandbytes") is None
@@ -88,12 +88,16 @@ def test_quantised_updates_start_from_the_quantised_model(
     make_log: Callable[..., DataModule], tiny_bert: Path, bits: int
 ) -> None:
     vectors = []
+    head = None  # drawn behind the updates, which draw as well
     for model in ("bert_frozen", "bert_qlora"):
         module, batch = on_gpu(make_log, tiny_bert, model, f"model.quantize={bits}")
+        head = module.encoder.projection if head is None else head
+        module.encoder.projection = head
         with torch.no_grad():
             vectors.append(module.eval().encoder(batch).float())
     torch.testing.assert_close(vectors[0], vectors[1], atol=2e-2, rtol=0)
     whole, batch = on_gpu(make_log, tiny_bert, "bert_frozen")
+    whole.encoder.projection = head
     with torch.no_grad():
         assert not torch.equal(whole.eval().encoder(batch), vectors[0])
 
@@ -108,22 +112,6 @@ def test_a_quantised_run_ends_and_goes_on_where_it_stopped(tiny_bert: Path, tmp_
     again = ["hydra.run.dir=second", "ckpt=first/checkpoints/last.ckpt", "trainer.max_epochs=2"]
     run(tmp_path, *words[:2], *again)
     assert 0 < metrics(tmp_path / "second")["test/auc"] < 1
-
-
-@pytest.mark.parametrize(
-    "model", [c.split("/")[1] for c in CHOICES if c.startswith("model/") and "qlora" not in c]
-)
-def test_every_model_runs_a_step_in_bf16(
-    make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path, model: str
-) -> None:
-    directory = tiny_gpt if model.startswith("gpt") else tiny_bert
-    data = make_log(batch_size=16)
-    words = [] if model in ("id_embedding", "topics") else [f"model.pretrained={directory}"]
-    words += ["model.tuning.k=1"] if model.endswith("last_k") else []
-    words += ["model.max_tokens=12", "model.history_tokens=28"] if "bert_text" in model else []
-    torch.manual_seed(0)
-    module = build(composed(f"model={model}", *words, f"cache_dir={data.cache_dir}"), data).cuda()
-    assert 0 < train_step(module, next(iter(data.train_dataloader())).to("cuda")) < 10
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "llama", "qwen"])

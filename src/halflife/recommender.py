@@ -53,9 +53,14 @@ def score(
 
     Shape: items (U, dim) → (B, C).
     """
-    # embedding, not items[…]: the gradient of indexing adds up in whatever order the threads come
-    history, candidates = embedding(batch.history, items), embedding(batch.candidates, items)
-    return score_vectors(decay, interest, batch, history, candidates, candidate_decay)
+    # Half precision is for the encoder: a score of 8 bits ties candidates, and moves a half-life. What reads
+    # text has its encoder here.
+    half = interest.reads_text and torch.is_autocast_enabled(items.device.type)
+    with torch.autocast(items.device.type, enabled=half):
+        items = items if interest.reads_text else items.float()
+        # embedding, not items[…]: the gradient of indexing adds up in whatever order the threads come
+        history, candidates = embedding(batch.history, items), embedding(batch.candidates, items)
+        return score_vectors(decay, interest, batch, history, candidates, candidate_decay)
 
 
 def score_vectors(
