@@ -3,9 +3,10 @@
 The padded loop is what most implementations do, on the same libraries and the same weights: every place of
 a history, filled up to `max_history`, and every candidate holds a title of its own, padded to the longest
 of the batch, and all of them go through the encoder at every step. It is a plain PyTorch loop without a
-trainer, and takes a few impressions of a batch at a time (their gradients add up to the batch's), since the
-whole would need 10 GB. Ours runs as a user's run does: under the Lightning trainer, with the settings of
-conf/, batches collated on the way.
+trainer. Where speed is measured it takes a few impressions of a batch at a time (their gradients add up to
+the batch's), which is faster on a processor; memory is also measured with the batch whole, as it is usually
+taken. Ours runs as a user's run does: under the Lightning trainer, with the settings of conf/, batches
+collated on the way.
 
 Peak memory is that of a process of its own, imports included. The first batch counts from the start of a
 process to the end of its first training step, Store and vectors being there.
@@ -126,10 +127,13 @@ class PaddedLoop:
         dataset: with tokens.
         backbone: the pretrained model where the module keeps its vectors instead; it then runs without
             gradient.
+        piece: impressions that go through the encoder together.
     """
 
-    def __init__(self, module: Recommender, dataset: Impressions, backbone: Any = None) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, module: Recommender, dataset: Impressions, backbone: Any = None, piece: int = PIECE
+    ) -> None:
+        self.dataset, self.piece = dataset, piece
         self.module = copy.deepcopy(module)
         self.encoder: Any = self.module.encoder
         self.frozen = backbone is not None
@@ -149,7 +153,7 @@ class PaddedLoop:
         history, real = pad(batch.history, (0, empty)), pad(batch.history_mask, (0, empty))
         age = pad(batch.age, (0, empty), value=PAD_AGE)
         slots = torch.cat([history, batch.candidates], 1)
-        for piece in torch.arange(len(batch)).split(PIECE):
+        for piece in torch.arange(len(batch)).split(self.piece):
             flat = slots[piece].flatten()
             vectors = self.encode(ids[flat], mask[flat]).view(len(piece), slots.shape[1], -1)
             past, candidates = vectors[:, :MAX_HISTORY], vectors[:, MAX_HISTORY:]
@@ -381,7 +385,7 @@ class Bench:
         module, trainer = self.module("bert_full")
         loop = self.loop(module)
         encoder: Any = module.encoder
-        alone = partial(bare, copy.deepcopy(encoder.backbone), encoder.chunk_tokens)
+        alone = partial(bare, copy.deepcopy(encoder.backbone), encoder.tokens_together(torch.device("cpu")))
         beside = Beside(alone, self.seconds)
         self.fit(module, trainer, beside, WARM_UP + PAIRS * self.repeats)
         tokens = statistics.mean(t for _, t, _ in beside.steps["ours"])
@@ -420,15 +424,18 @@ class Bench:
         """Peak memory of a process that fine-tunes."""
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
             tasks = [
-                processes.submit(peak_mib, self.folder, self.batch_size, words)
-                for words in (["model.keep_tokens=0"], [], None)
+                processes.submit(peak_mib, self.folder, self.batch_size, way)
+                for way in ([], self.batch_size, ["model.keep_tokens=0"], PIECE)
                 for _ in range(self.repeats)
             ]
             found = [task.result() for task in bar(tasks, "peak memory")]
-        recomputed, kept, padded = (found[i : i + self.repeats] for i in range(0, len(found), self.repeats))
-        what = f"peak memory (MiB), fine-tuning, batch {self.batch_size}; against the padded loop"
-        yield Row(f"{what}, activations recomputed", recomputed, padded, 0.25, at_most=True)
-        yield Row(f"{what}, activations kept", kept, padded, 0.25, at_most=True)
+        kept, whole, recomputed, pieces = (
+            found[i : i + self.repeats] for i in range(0, len(found), self.repeats)
+        )
+        what = f"peak memory (MiB), fine-tuning, batch {self.batch_size}"
+        yield Row(f"{what}; against the padded loop", kept, whole, 0.25, at_most=True)
+        in_pieces = f"; against the padded loop, {PIECE} impressions at a time"
+        yield Row(f"{what}, activations recomputed{in_pieces}", recomputed, pieces, 0.25, at_most=True)
 
     def start(self) -> Row:
         """Seconds from the start of a process to its first training step, against those of its imports."""
@@ -446,19 +453,20 @@ class Bench:
         return Row(what, ours, other, 1.5, at_most=True)
 
 
-def peak_mib(folder: Path, batch_size: int, overrides: list[str] | None) -> float:
-    """Peak memory of this process, which makes two fine-tuning steps with these overrides.
+def peak_mib(folder: Path, batch_size: int, way: list[str] | int) -> float:
+    """Peak memory of this process, which makes two fine-tuning steps.
 
     Args:
         folder: of the bench, whose Store is there.
         batch_size: impressions a step.
-        overrides: of our run; None for the padded loop.
+        way: overrides of our run, or how many impressions the padded loop encodes together.
     """
     tracking.quiet()
     bench = Bench(folder, batch_size, repeats=1, seconds=1)
-    module, trainer = bench.module("bert_full", *(overrides or []))
-    if overrides is None:
-        loop = PaddedLoop(module, Impressions(bench.data.store, MAX_HISTORY, "days", module.encoder.tokens))
+    module, trainer = bench.module("bert_full", *(way if isinstance(way, list) else []))
+    if isinstance(way, int):
+        dataset = Impressions(bench.data.store, MAX_HISTORY, "days", module.encoder.tokens)
+        loop = PaddedLoop(module, dataset, piece=way)
         for rows in np.split(bench.data.rows("train")[: 2 * batch_size], 2):
             loop.step(rows)
     else:

@@ -51,7 +51,7 @@ TEXT: dict[str, Any] = {
     "lr": 0.001,
     "chunk_tokens": 1024,
     "keep_tokens": 32768,
-    "packed": None,
+    "packed": True,
     "gradient_checkpointing": False,
     "compile": False,
     "reuse_steps": 0,

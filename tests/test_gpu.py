@@ -1,4 +1,4 @@
-"""What only a GPU shows: weights in 4 and 8 bits, bf16, texts on end there, whole runs under trainer=gpu."""
+"""What only a GPU shows: weights in 4 and 8 bits there, a compiled model, whole runs under trainer=gpu."""
 
 import importlib.util
 import json
@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from halflife.batches import DataModule
-from halflife.encoders import chunks, packing, pooling
 from halflife.recommender import build
 from tests.conftest import SMALL_LOG, metrics
 from tests.test_conf import composed
@@ -114,30 +113,6 @@ def test_a_quantised_run_ends_and_goes_on_where_it_stopped(tiny_bert: Path, tmp_
     assert 0 < metrics(tmp_path / "second")["test/auc"] < 1
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "llama", "qwen"])
-def test_texts_on_end_give_the_vectors_and_gradients_of_padded_rows(
-    tiny: Callable[[str], Any], architecture: str
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    length = torch.randint(1, 30, (200,), generator=generator)
-    tokens = torch.randint(3, 60, (int(length.sum()),), generator=generator)
-    along = torch.randn(len(length), 16, generator=generator).cuda()
-    for half, bound in ((False, 1e-4), (True, 5e-2)):
-        found = []
-        for packed in (False, True):
-            model = tiny(architecture).cuda()
-            assert packing.prepare(model, 32)
-            with torch.autocast("cuda", torch.bfloat16, enabled=half):
-                vectors = chunks.encode(
-                    model, pooling.mean, tokens.cuda(), length.cuda(), 2048, 10**6, packed
-                ).float()
-            (vectors * along).sum().backward()
-            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-            found.append((vectors.detach(), gradient))
-        for plain, on_end in zip(*found, strict=True):
-            assert (on_end - plain).norm() <= bound * plain.norm()
-
-
 def test_a_run_under_the_gpu_trainer_ends_with_its_half_life(tiny_bert: Path, tmp_path: Path) -> None:
     out = run(tmp_path, "model=bert_lora", f"model.pretrained={tiny_bert}", "hydra.run.dir=run")
     assert "half-life (days), exponential" in out
@@ -152,6 +127,7 @@ def test_a_frozen_run_on_a_gpu_reaches_the_metrics_of_one_without(tiny_bert: Pat
     assert on["test/auc"] == pytest.approx(off["test/auc"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains(make_log: Callable[..., DataModule], tiny_bert: Path) -> None:
     plain, batch = on_gpu(make_log, tiny_bert, "bert_full", "decay=exponential")
     compiled, _ = on_gpu(make_log, tiny_bert, "bert_full", "decay=exponential", "model.compile=true")

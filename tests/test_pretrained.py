@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from halflife import pretrained
+from halflife.batches import DataModule
 from halflife.errors import InputError
 from halflife.pretrained import (
     BUNDLED_PACKAGE,
@@ -26,6 +28,8 @@ from halflife.pretrained import (
     tokenizer_key,
     weights_key,
 )
+from halflife.recommender import Recommender, build
+from tests.test_conf import composed
 
 BUNDLED = pytest.mark.skipif(
     importlib.util.find_spec(BUNDLED_PACKAGE) is None,
@@ -275,3 +279,72 @@ def test_a_hub_that_cannot_be_reached_is_told_quickly(tmp_path: Path) -> None:
         "halflife.errors.InputError: model.pretrained must be bundled, a directory, or a hub"
     )
     assert "got halflife-nobody/no-such-model (" in last
+
+
+# --- few bits
+
+
+@pytest.fixture
+def bits_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let bitsandbytes quantise on the processor, which it can, slowly; a run refuses that."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: halflife-rec[quantize]")
+    refusing = pretrained._quantization
+
+    def quantization(bits: int) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.cuda, "is_available", lambda: True)
+            return refusing(bits)
+
+    monkeypatch.setattr(pretrained, "_quantization", quantization)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("yaml", ["bert_qlora", "gpt_qlora"])
+def test_updates_beside_few_bits_train_and_go_through_a_checkpoint(
+    bits_without_a_gpu: None,
+    make_log: Callable[..., DataModule],
+    tiny_bert: Path,
+    tiny_gpt: Path,
+    yaml: str,
+    bits: int,
+) -> None:
+    data = make_log(batch_size=16)
+    directory = tiny_gpt if yaml == "gpt_qlora" else tiny_bert
+    words = [f"model={yaml}", f"model.quantize={bits}", f"model.pretrained={directory}"]
+    cfg = composed(*words, f"cache_dir={data.cache_dir}")
+
+    def module_of(seed: int) -> Recommender:
+        torch.manual_seed(seed)
+        return build(cfg, data)
+
+    module = module_of(0)
+    kinds = {type(m).__name__ for m in module.encoder.modules()}
+    assert ("Linear4bit" if bits == 4 else "Linear8bitLt") in kinds
+    batch = next(iter(data.train_dataloader()))
+    before = {n: p.detach().clone() for n, p in module.encoder.named_parameters()}
+    optimizer = module.configure_optimizers()["optimizer"]
+    module.loss(module(batch), batch.label, batch.candidate_mask).backward()
+    optimizer.step()
+    moved = {n for n, p in module.encoder.named_parameters() if not torch.equal(p.detach(), before[n])}
+    learned = {n for n, p in module.encoder.named_parameters() if p.requires_grad}
+    assert all("lora_" in n or n.startswith("projection") for n in learned)
+    assert {n for n in learned if "lora_B" in n} <= moved <= learned
+
+    module.trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    held = {n for n in checkpoint["state_dict"] if n.startswith("encoder.backbone.")}
+    assert held == {n for n, p in module.named_parameters() if "lora_" in n and p.requires_grad}
+    other = module_of(2)
+    for part in (
+        *module.modules(),
+        *other.modules(),
+    ):  # evaluation on a processor wants weights of 64 columns
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    with torch.no_grad():
+        expected = module(batch)
+        assert not torch.allclose(other(batch), expected, atol=1e-4)
+        other.on_load_checkpoint(checkpoint)
+        other.load_state_dict(checkpoint["state_dict"], strict=True)
+        torch.testing.assert_close(other(batch), expected, atol=1e-5, rtol=0)

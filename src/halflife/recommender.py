@@ -151,6 +151,7 @@ class Recommender(pl.LightningModule):
             )
         self.val_metrics = MetricCollection(dict(metrics), prefix="val/")
         self.test_metrics = MetricCollection(dict(metrics), prefix="test/").clone(prefix="test/")
+        self.register_state_dict_post_hook(_without_quantisation)
         self.predictions: dict[str, list[NDArray[Any]]] = {}
         self._vectors: Tensor | None = None
 
@@ -322,6 +323,16 @@ class Recommender(pl.LightningModule):
         ranks = getattr(self.encoder, "ranks", None)
         if ranks is not None:
             ranks.load_state(checkpoint["halflife"]["ranks"])
+
+
+def _without_quantisation(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave parameters and buffers in a state: what quantised weights add comes with them, from where they
+    are loaded, and PyTorch refuses it in a state.
+    """
+    own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    names = {prefix + name for name, _ in own}
+    for name in [n for n in state if n.startswith(prefix) and n not in names]:
+        del state[name]
 
 
 def seed_step(module: pl.LightningModule, seed: int, batch_idx: int) -> None:

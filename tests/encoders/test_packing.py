@@ -1,6 +1,7 @@
 """Texts on end go through a model as padded rows of them do, with less work."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor
 from halflife.batches import DataModule, Impressions
 from halflife.encoders import chunks, packing, pooling, tuning
 from halflife.encoders.text import TextEncoder
-from halflife.errors import InputError
 from tests.conftest import TEXT
 from tests.encoders.conftest import ARCHITECTURES
 
@@ -68,6 +68,31 @@ def test_padded_rows_are_read_as_before(tiny: Callable[[str], Any], architecture
     tokens, length = texts_of(LENGTHS)
     expected = chunks.encode(plain, pooling.mean, tokens, length, 64, 0)
     assert torch.equal(chunks.encode(packed, pooling.mean, tokens, length, 64, 0), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_a_gpu_gives_the_same_vectors_and_gradients_either_way(
+    tiny: Callable[[str], Any], architecture: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    length = torch.randint(1, 30, (200,), generator=generator)
+    tokens = torch.randint(3, 60, (int(length.sum()),), generator=generator)
+    along = torch.randn(len(length), 16, generator=generator).cuda()
+    for half, bound in ((False, 1e-4), (True, 5e-2)):
+        found = []
+        for packed in (False, True):
+            model = tiny(architecture).cuda()
+            assert packing.prepare(model, 32)
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                vectors = chunks.encode(
+                    model, pooling.mean, tokens.cuda(), length.cuda(), 2048, 10**6, packed
+                ).float()
+            (vectors * along).sum().backward()
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            found.append((vectors.detach(), gradient))
+        for plain, on_end in zip(*found, strict=True):
+            assert (on_end - plain).norm() <= bound * plain.norm()
 
 
 def test_an_attention_of_its_own_kind_is_left_alone(tiny: Callable[[str], Any]) -> None:
@@ -133,13 +158,8 @@ def test_an_encoder_gives_the_same_vectors_and_gradients_either_way(
         torch.testing.assert_close(of_on_end[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_texts_behind_a_prompt_cannot_lie_on_end(
-    small_log: DataModule, tiny_bert: Path, tmp_path: Path
-) -> None:
-    from functools import partial
-
+def test_texts_behind_a_prompt_stay_in_rows(small_log: DataModule, tiny_bert: Path, tmp_path: Path) -> None:
     prompt = partial(tuning.prompt, tokens=2)
-    given = TEXT | {"cache_dir": str(tmp_path)}
-    assert not TextEncoder(small_log.store, str(tiny_bert), tuning=prompt, **given).can_pack
-    with pytest.raises(InputError, match=r"^model\.packed must be null or false for BertModel with prompt"):
-        TextEncoder(small_log.store, str(tiny_bert), tuning=prompt, **given | {"packed": True})
+    for tune, packed in ((prompt, False), (tuning.full, True)):
+        encoder = TextEncoder(small_log.store, str(tiny_bert), tuning=tune, **TEXT, cache_dir=str(tmp_path))
+        assert encoder.packed is packed

@@ -275,7 +275,7 @@ def test_reuse_rises_from_nothing_and_evaluation_never_reuses(make: Make, small_
 # --- everything off and on
 
 
-def test_once_an_item_chunks_recomputation_and_reuse_leave_loss_and_gradients_as_the_padded_path_has_them(
+def test_once_an_item_chunks_packing_recomputation_and_reuse_leave_the_loss_and_gradients_of_the_padded_path(
     make: Make, small_log: DataModule
 ) -> None:
     plain = make(tuning.full).eval()
@@ -283,11 +283,13 @@ def test_once_an_item_chunks_recomputation_and_reuse_leave_loss_and_gradients_as
     vectors = every_place(plain, batch)
     found = [loss_and_gradients(plain, batch, vectors)]
     settings: list[dict[str, Any]] = [
-        {"chunk_tokens": 100_000},  # each item once, in one rectangle
-        {"chunk_tokens": 20},  # in chunks of like length
-        {"chunk_tokens": 20, "keep_tokens": 0},  # recomputed
+        {"packed": False, "chunk_tokens": 100_000},  # each item once, in one rectangle
+        {"packed": False, "chunk_tokens": 20},  # in chunks of like length
+        {"packed": False, "chunk_tokens": 20, "keep_tokens": 0},  # recomputed
+        {"chunk_tokens": 20},  # texts on end
         {"chunk_tokens": 20, "keep_tokens": 0, "reuse_steps": 4},  # reused from no step yet
         {"chunk_tokens": 20, "keep_tokens": 0, "reuse_steps": 4, "gradient_checkpointing": True},
+        {"packed": False, "chunk_tokens": 20, "keep_tokens": 0, "gradient_checkpointing": True},
     ]
     for changes in settings:
         module = make(tuning.full, **changes)

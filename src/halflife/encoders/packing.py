@@ -95,7 +95,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention of `transformers`' interface; of texts on end, each to itself.
 
-    Padding comes back for it, and only for it: of a title's work it is a few percent.
+    Padding comes back for it, and only for it: texts of like length lie together, and of a title's work
+    attention is a few percent.
 
     Shape: query, key, value (1, heads, T, size) → (1, T, heads, size) where packed; else as SDPA's.
     """
@@ -108,7 +109,7 @@ def attention(
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     mask = None if causal else packed.mask[:, None, None, :]  # behind a text's end is nothing that it sees
     found, _ = sdpa_attention_forward(module, q, k, v, mask, is_causal=causal, **settings)
-    return found.flatten(0, 1)[packed.at].unsqueeze(0), None
+    return found.flatten(0, 1).index_select(0, packed.at).unsqueeze(0), None
 
 
 def mask(**settings: Any) -> Tensor | None:

@@ -20,6 +20,10 @@ from halflife.errors import InputError, flag, number, shown, text, whole
 from halflife.store import Store
 
 CATALOGUE_ITEMS = 1024  # texts of the catalogue that are looked at together, for their lengths
+CHUNK_TOKENS = {
+    False: 1024,
+    True: 32768,
+}  # by whether on a GPU, which waits for its next call in smaller ones
 
 
 class TextEncoder(nn.Module):
@@ -40,9 +44,10 @@ class TextEncoder(nn.Module):
         dim: size of the item vectors.
         max_tokens: longer texts are cut.
         lr: learning rate of what trains in the pretrained model.
-        chunk_tokens, keep_tokens: as in `encoders.chunks.encode`; together they bound memory.
-        packed: whether texts go through the model on end, as in `encoders.packing`, instead of in padded
-            rows of like length; None leaves it to the device: on a GPU, where the architecture can.
+        chunk_tokens: as in `encoders.chunks.encode`; None leaves it to the device.
+        keep_tokens: as there; the two bound memory.
+        packed: whether texts go through the model on end, as in `encoders.packing`, where its architecture
+            can; else in padded rows of like length.
         gradient_checkpointing: keep one activation a block, and recompute what lies between.
         compile: hand the model to `torch.compile`.
         reuse_steps, reuse_rise_steps: as in `encoders.reuse`; 0 steps encodes every item anew.
@@ -64,9 +69,9 @@ class TextEncoder(nn.Module):
         dim: int,
         max_tokens: int,
         lr: float,
-        chunk_tokens: int,
+        chunk_tokens: int | None,
         keep_tokens: int,
-        packed: bool | None,
+        packed: bool,
         gradient_checkpointing: bool,
         compile: bool,
         reuse_steps: int,
@@ -77,7 +82,9 @@ class TextEncoder(nn.Module):
         max_tokens = whole("model.max_tokens", max_tokens, "tokens", at_least=3)
         self.dim = whole("model.dim", dim, "dimensions", at_least=1)
         self.lr = number("model.lr", lr, "learning rate", at_least=0)
-        self.chunk_tokens = whole("model.chunk_tokens", chunk_tokens, "tokens", at_least=1)
+        if chunk_tokens is not None:
+            whole("model.chunk_tokens", chunk_tokens, "tokens", at_least=1)
+        self.chunk_tokens = chunk_tokens
         self.keep_tokens = whole("model.keep_tokens", keep_tokens, "tokens", at_least=0)
         reuse_steps = whole("model.reuse_steps", reuse_steps, "steps", at_least=0)
         text("model.pretrained", pretrained, "bundled, smollm2, a directory or a hub name")
@@ -99,15 +106,9 @@ class TextEncoder(nn.Module):
         }
         """What beside shapes makes two encoders the same, by the key that a user would set."""
         model = pretrained_models.load(source, quantize)
-        self.packed = packed if packed is None else flag("model.packed", packed)
-        self.can_pack = self.packed is not False and packing.prepare(model, max_tokens)
+        on_end = flag("model.packed", packed) and packing.prepare(model, max_tokens)
         backbone = tuning(model)
-        self.can_pack = self.can_pack and not _virtual_tokens(backbone)  # which stand before every text
-        if self.packed and not self.can_pack:
-            raise InputError(
-                f"model.packed must be null or false for {type(model).__name__} with {described(tuning)}, "
-                "got true; its attention takes no texts on end"
-            )
+        self.packed = on_end and not _virtual_tokens(backbone)  # which stand before every text
         _check_longest(backbone, max_tokens, pretrained)
         width = int(backbone.config.hidden_size)
         self.pooling = by_name(pooling, width)
@@ -190,8 +191,12 @@ class TextEncoder(nn.Module):
 
     def _encode(self, backbone: Any, tokens: Tensor, length: Tensor) -> Tensor:
         """Pooled vectors of texts, (U, width), in chunks that fit the settings."""
-        packed = self.can_pack and (tokens.is_cuda if self.packed is None else self.packed)
-        return encode(backbone, self.pooling, tokens, length, self.chunk_tokens, self.keep_tokens, packed)
+        together = self.tokens_together(tokens.device)
+        return encode(backbone, self.pooling, tokens, length, together, self.keep_tokens, self.packed)
+
+    def tokens_together(self, device: torch.device) -> int:
+        """Tokens that go through the model together on a device."""
+        return self.chunk_tokens or CHUNK_TOKENS[device.type == "cuda"]
 
     def _looked_up(self, item: Tensor) -> Tensor:
         """Pooled vectors of items of a frozen model, (U, width)."""
@@ -219,7 +224,7 @@ class TextEncoder(nn.Module):
             tokens = torch.from_numpy(self.ids[first:last].astype(np.int64)).to(device)
             length = torch.from_numpy(np.diff(self.start[part[0] : part[-1] + 2])).to(device)
             if self._by_token:
-                yield token_vectors(backbone, tokens, length, self.chunk_tokens)
+                yield token_vectors(backbone, tokens, length, self.tokens_together(device))
             else:
                 yield self._encode(backbone, tokens, length)
 
