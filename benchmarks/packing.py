@@ -1,8 +1,8 @@
 """Texts on end against padded rows of like length: tokens/s of a forward and backward, on GPU or processor.
 
 `model.packed` and `model.chunk_tokens` are set by what this prints. Models have random weights of known
-shapes; lengths of texts are drawn as titles (3 to 24 tokens, 14 on average) and as abstracts (10 to 250, 80 on
-average). On a GPU the work is done in bf16, as trainer=gpu does; on a processor in float32.
+shapes; lengths of texts are drawn as titles (3 to 24 tokens, 14 on average) and as abstracts (10 to 250, 80
+on average). On a GPU the work is done in bf16, as trainer=gpu does; on a processor in float32.
 
     python benchmarks/packing.py --json packing.json
 """
