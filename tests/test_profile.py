@@ -1,7 +1,9 @@
 """The profile of a run: its interval brackets the estimate and agrees with the bootstrap."""
 
 import math
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,9 @@ def test_the_interval_ends_where_the_likelihood_has_dropped_by_its_quantile(make
     assert curve.low is not None
     assert curve.high is not None
     assert curve.low < best < curve.high
+    half = math.log(curve.high / curve.low) / 2
+    near = [x for x in map(math.log, curve.half_life) if abs(x - math.log(best)) < 1.5 * half]
+    assert max(b - a for a, b in pairwise(near)) < half / 2  # the picture bends where the likelihood does
     held = [str(fit.likelihood.half_life)]
     for end in (curve.low, curve.high):
         there = fit.likelihood.minimise(fit.likelihood.at_half_life(fit.point.theta, end), held=held)

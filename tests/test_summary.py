@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 
 from halflife.batches import DataModule
-from halflife.summary import ages, last_table
+from halflife.recommender import build
+from halflife.summary import ages, caveats, last_table, unsettled
+from tests.test_conf import composed
 
 
 @pytest.mark.parametrize("unit", ["days", "rank"])
@@ -42,3 +45,34 @@ def test_the_last_table_says_what_stands_behind_a_half_life(
     rows = {row[0]: list(row[1:3]) for row in zip(*(c.cells for c in table.columns), strict=True)}
     assert rows.get("half-life (days), power") == shown
     assert table.caption == "it leaks"
+
+
+@pytest.mark.parametrize(
+    ("model", "share", "told"), [("id_embedding", 2, True), ("id_embedding", None, False)]
+)
+def test_a_half_life_from_vectors_that_hardly_learned_says_so(
+    model: str, share: int | None, told: bool, make_log: Callable[..., DataModule], tmp_path: Path
+) -> None:
+    data = make_log()
+    module = build(composed(f"model={model}"), data)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        limit_train_batches=share,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=data)
+    note = unsettled(module)
+    assert (note is not None) is told
+    if told:
+        batches = len(data.train_dataloader())
+        assert note == (
+            f"item vectors learned from 2 of {batches} batches: the half-life may move as they learn on"
+        )
+        assert caveats([{"decay/note": note, "data/split": "by the clock"}]) == [note]

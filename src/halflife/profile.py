@@ -25,6 +25,7 @@ from halflife.recommender import Recommender
 from halflife.summary import caveats, tell
 
 CONFIG, BEST = ".hydra/config.yaml", "checkpoints/best.ckpt"
+AROUND = 13  # half-lives at even distance, from half the interval below it to half above
 DROP = float(chi2.ppf(LEVEL, 1)) / 2  # nats below the maximum at which the interval ends
 
 
@@ -90,6 +91,11 @@ def profile(fit: Fit, points: int) -> Profile:
         return math.exp(brentq(lambda x: value(x) - least - DROP, start, outside, xtol=1e-3))
 
     ends = edge(-1), edge(1)
+    if ends[0] is not None and ends[1] is not None:  # so that the curve is drawn as it bends there
+        left, right = math.log(ends[0]), math.log(ends[1])
+        half = (right - left) / 2
+        for at in np.linspace(left - half, right + half, AROUND):
+            value(float(at))
     order = sorted(found)
     return Profile([math.exp(x) for x in order], [found[x] - least for x in order], *ends)
 

@@ -78,6 +78,7 @@ def finish(
         "data/split": split.name,
         "data/test_impressions": len(rows),
         "data/note": note,
+        "decay/note": unsettled(module) if fitted["status"] == "estimated" else None,
         "memory/peak_mib": peak_mib(),
     }
     found = {k: v for k, v in found.items() if v is not None and not k.startswith("train/")}
@@ -268,8 +269,8 @@ def decay_curve(
 
 
 def caveats(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What every output of these runs says of their logs and splits: that times are reconstructed, that a
-    split leaks.
+    """What every output of these runs says of them: that times are reconstructed, that a split leaks, that
+    item vectors had hardly learned.
 
     Args:
         found: `metrics.json` of each run.
@@ -280,9 +281,26 @@ def caveats(found: Iterable[Mapping[str, Any]]) -> list[str]:
     told = [
         text
         for each in found
-        for text in (each.get("data/note"), each["data/split"] if "data/split_leaks" in each else None)
+        for text in (
+            each.get("data/note"),
+            each["data/split"] if "data/split_leaks" in each else None,
+            each.get("decay/note"),
+        )
     ]
     return list(dict.fromkeys(filter(None, told)))
+
+
+def unsettled(module: Recommender) -> str | None:
+    """What to say of a half-life whose item vectors have learned from less than the whole training split.
+
+    Its interval holds them fixed, and they are far from where they go (experiments/recovery measures it).
+    """
+    trainer = module.trainer
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    done, whole = trainer.fit_loop.total_batch_idx + 1, len(data.train_dataloader())
+    if done >= whole or not any(p.requires_grad for p in module.encoder.parameters()):
+        return None
+    return f"item vectors learned from {done:,} of {whole:,} batches: the half-life may move as they learn on"
 
 
 def tell(figure: Any, caveats: list[str]) -> None:
