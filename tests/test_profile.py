@@ -1,7 +1,6 @@
 """The profile of a run: its interval brackets the estimate and agrees with the bootstrap."""
 
 import math
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path

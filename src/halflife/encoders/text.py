@@ -135,7 +135,10 @@ class TextEncoder(nn.Module):
                 self.start,
             )
             rows = len(self.ids) if self._by_token else store.n_items
-            found = cache.vectors(Path(cache_dir).expanduser(), name, rows, lambda: self._all(backbone))
+            device = "cuda" if torch.cuda.is_available() else "cpu"  # no trainer has moved anything yet
+            found = cache.vectors(
+                Path(cache_dir).expanduser(), name, rows, lambda: self._all(backbone.to(device))
+            )
             self.register_buffer("vectors", torch.from_numpy(found), persistent=False)
         self.projection = nn.Linear(width, self.dim, bias=False)
         nn.init.orthogonal_(self.projection.weight)  # keeps the similarities that pretraining found
