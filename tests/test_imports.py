@@ -20,6 +20,7 @@ ORDER = [
     "pseudonyms",
     "sources",
     "spill",
+    "item_vectors",
     "impressions",
     "arrays",
     "pretrained",

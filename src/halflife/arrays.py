@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife import quality, tables
+from halflife import item_vectors, quality, tables
 from halflife.errors import InputError
 from halflife.impressions import Counts, Drawn, Index, Logged, Sweep, refuse_missing_times, write
 from halflife.negatives import Negatives
@@ -64,10 +64,11 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
             "data.negatives.by must be popularity, alive or uniform for a log without impressions, got "
             "in_view; choose one of them, since nobody knows what was shown beside what was clicked"
         )
+    vectors, left_out = item_vectors.write(log, items["item_id"], directory)
     index = Index(items["item_id"], users["user_id"])
     logged = None if log.impressions is None else Logged(log, index, scratch)
     found += [] if logged is None else logged.found
-    dropped = log.dropped | {f.what: f.rows for f in found if not f.kept}
+    dropped = log.dropped | left_out | {f.what: f.rows for f in found if not f.kept}
     sweep = None if logged is None else Sweep(logged.edges, logged.first_s, len(items), scratch)
     dealt, kinds, per_user = _deal(events, index, users["events"].to_numpy(), sweep, scratch)
     kept = int(per_user.sum())
@@ -114,6 +115,7 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
         "bayes_auc": _bayes_auc(directory / "candidate_probability.npy"),
         "users": len(users),
         "items": len(items),
+        "vectors": vectors,
         "events": kept,
         "kinds": sorted(kinds),
         "categories": categories,

@@ -21,6 +21,7 @@ from halflife.negatives import Negatives
 from halflife.ranges import ranges, runs, shuffled
 from halflife.sampler import BatchRows
 from halflife.sources.download import Remote, fetch
+from halflife.sources.vectors import located
 from halflife.splits import split_of
 from halflife.store import Store, open_or_build
 from halflife.tables import DAY_S, Tables
@@ -38,8 +39,8 @@ MOST_WORKERS = 256
 class Batch:
     """What a step needs, each distinct item once.
 
-    Shape: U distinct items, T tokens of all of them on end, B impressions, H places of the longest history,
-    C candidates of the largest impression.
+    Shape: U distinct items, T tokens of all of them on end, V numbers of an item's own vector, B impressions,
+    H places of the longest history, C candidates of the largest impression.
 
     Args:
         item: (U,) int64, catalogue indices, ascending.
@@ -59,6 +60,9 @@ class Batch:
         impression: (B,) int64, row of the Store.
         user: (B,) int64, user index.
         past_clicks: (B,) int64, the user's clicks before the impression, those behind `max_history` too.
+        item_vectors: (U, V) float32, the distinct items' own vectors, 0 where an item has none; None where
+            the log has none.
+        item_vector_mask: (U,) bool, True where an item has one; None likewise.
         log_rate: () float32, log of the share of what was not clicked that is among the candidates, which the
             loss takes from the scores; None where all of it is.
     """
@@ -78,6 +82,8 @@ class Batch:
     impression: Tensor
     user: Tensor
     past_clicks: Tensor
+    item_vectors: Tensor | None = None
+    item_vector_mask: Tensor | None = None
     log_rate: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -189,6 +195,7 @@ class Impressions(Dataset[Batch]):
         n = int(mask.sum())
         history_place[mask], candidate_place[shown_mask] = place[:n], place[n:]
         tokens, token_length = self._tokens(item)
+        vectors, with_vector = self._vectors(item)
         return Batch(
             item=torch.from_numpy(item.astype(np.int64)),
             tokens=tokens,
@@ -205,6 +212,8 @@ class Impressions(Dataset[Batch]):
             impression=torch.from_numpy(rows.astype(np.int64)),
             user=torch.from_numpy(store.impression_user[rows].astype(np.int64)),
             past_clicks=torch.from_numpy(past),
+            item_vectors=vectors,
+            item_vector_mask=with_vector,
             log_rate=None if log_rate is None else torch.tensor(log_rate),
         )
 
@@ -216,6 +225,13 @@ class Impressions(Dataset[Batch]):
         first, length = start[item], start[item + 1] - start[item]
         at = np.repeat(first - (np.cumsum(length) - length), length) + np.arange(int(length.sum()))
         return torch.from_numpy(ids[at].astype(np.int64)), torch.from_numpy(np.asarray(length))
+
+    def _vectors(self, item: Array) -> tuple[Tensor | None, Tensor | None]:
+        """Own vectors of the distinct items, and which of them have one."""
+        if not self.store.has_vectors:
+            return None, None
+        vectors, mask = self.store.item_vector[item], self.store.item_vector_mask[item]
+        return torch.from_numpy(np.asarray(vectors)), torch.from_numpy(np.asarray(mask))
 
 
 class DataModule(pl.LightningDataModule):
@@ -245,6 +261,7 @@ class DataModule(pl.LightningDataModule):
         pseudonymize: replace user ids by hashes, keyed by HALFLIFE_PSEUDONYM_KEY, before anything is written.
         checks: `report` leaves out rows that cannot be true and tells of them in the data card; `strict`
             stops where there are any, or others that look wrong.
+        vectors: files of item vectors beside the log, paths or globs, whole or below `root`; None for none.
 
     Raises:
         InputError: for a setting out of range, a missing file, an empty split.
@@ -271,6 +288,7 @@ class DataModule(pl.LightningDataModule):
         remote: list[Remote] | str | None = None,
         pseudonymize: bool = False,
         checks: str = "report",
+        vectors: str | list[str] | None = None,
     ) -> None:
         super().__init__()
         self.batch_tokens = (
@@ -308,6 +326,7 @@ class DataModule(pl.LightningDataModule):
             raise InputError(f"data.download must be false for this log, got true; {remote}")
         self.pseudonymize = flag("data.pseudonymize", pseudonymize)
         self.checks = choice("data.checks", checks, ["report", "strict"])
+        self.vectors = vectors
         self._store: Store | None = None
         self._rows: dict[str, Array] | None = None
         self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
@@ -316,8 +335,10 @@ class DataModule(pl.LightningDataModule):
     def store(self) -> Store:
         """The log's Store, built at first use."""
         if self._store is None:
+            paths = self._paths()
+            vectors = [] if self.vectors is None else located(self.vectors, self.root)
             store = open_or_build(
-                self.source, self._paths(), self.negatives, self.cache_dir, self.pseudonymize
+                self.source, paths, self.negatives, self.cache_dir, self.pseudonymize, vectors
             )
             if self.age != "rank" and not store.about["has_click_times"]:
                 raise InputError(

@@ -25,6 +25,7 @@ from halflife.encoders.ids import IdEmbedding
 from halflife.encoders.rendered import Rendered
 from halflife.encoders.text import TextEncoder
 from halflife.encoders.topics import Topics
+from halflife.encoders.vectors import ItemVectors
 from halflife.errors import InputError, choice, number, shown, whole
 from halflife.interest.behaviour_text import BehaviourText
 from halflife.interest.compose import Interest
@@ -104,7 +105,7 @@ class Recommender(pl.LightningModule):
 
     def __init__(
         self,
-        encoder: TextEncoder | IdEmbedding | Topics | Rendered,
+        encoder: TextEncoder | IdEmbedding | Topics | ItemVectors | Rendered,
         decay: Kernel,
         interest: Interest,
         loss: Loss,
@@ -363,6 +364,11 @@ def build(cfg: DictConfig, data: DataModule) -> Recommender:
             settings.check_read(list(HydraConfig.get().overrides.task), read, "a model that reads histories")
     else:
         encoder, interest = model, instantiate(cfg.interest)(dim=model.dim)
+    if data.store.has_vectors and not isinstance(encoder, TextEncoder | ItemVectors):
+        raise InputError(
+            "model must be item_vectors or a text encoder for a log with item vectors, got "
+            f"{type(model).__name__}; choose one, or leave data.vectors (or data.source.items.vector) out"
+        )
     data.tokens = encoder.tokens if encoder.reads_tokens else None
     return Recommender(
         encoder,

@@ -6,8 +6,8 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,39 @@ import polars as pl
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from halflife import arrays, impressions, negatives, pools, pretrained, pseudonyms, quality, spill, tables
+from halflife import (
+    arrays,
+    impressions,
+    item_vectors,
+    negatives,
+    pools,
+    pretrained,
+    pseudonyms,
+    quality,
+    spill,
+    tables,
+)
 from halflife.errors import InputError
 from halflife.negatives import Negatives
+from halflife.sources import vectors as vector_files
 from halflife.tables import Tables
 
 Array = NDArray[Any]
 
 CODE = [
     Path(inspect.getfile(m))
-    for m in (tables, quality, pools, negatives, spill, impressions, arrays, pseudonyms)
+    for m in (
+        tables,
+        quality,
+        pools,
+        negatives,
+        spill,
+        impressions,
+        arrays,
+        pseudonyms,
+        item_vectors,
+        vector_files,
+    )
 ] + [Path(__file__)]
 
 
@@ -43,6 +66,8 @@ class Store:
         user_start (int64): where each user's events begin, one more than users.
         item_category (int32): its name is `about["categories"][code]`, `unknown` where the log has none.
         item_born (int64, seconds): published_s, or where the log has none, when the item is first seen in it.
+        item_vector (float32, items × V), item_vector_mask (bool): the items' own vectors, 0 and False where
+            an item has none; only where the log has vectors.
         impression_user (int32), impression_time (int64): sorted by time.
         history_end (int64): end of the events strictly before the impression.
         candidate_start (int64), candidate_item (int32), candidate_label (int8): candidates as ranges.
@@ -93,6 +118,11 @@ class Store:
     def n_items(self) -> int:
         """Size of the catalogue."""
         return int(self.about["items"])
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether items came with vectors."""
+        return self.about["vectors"] is not None
 
     @property
     def has_rates(self) -> bool:
@@ -198,6 +228,7 @@ def open_or_build(
     settings: Negatives | None,
     cache_dir: Path,
     pseudonymous: bool = False,
+    vectors: Sequence[Path] = (),
 ) -> Store:
     """The Store of these files under these settings, built when there is none yet.
 
@@ -210,17 +241,25 @@ def open_or_build(
         settings: how to draw negatives, for logs without impressions.
         cache_dir: where Stores live.
         pseudonymous: replace user ids by hashes, keyed from the environment.
+        vectors: files of item vectors (`sources.vectors`).
+
+    Raises:
+        InputError: for vectors given where the source has some of its own.
     """
     secret = pseudonyms.key_of_environment() if pseudonymous else None
     reader = [source.func.__module__, source.func.__qualname__, *source.args]
     readers = sorted(Path(inspect.getfile(source.func)).parent.glob("*.py"))
-    stats = [(f.name, f.parent.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    stats, vector_stats = (
+        [(f.name, f.parent.name, f.stat().st_size, f.stat().st_mtime_ns) for f in part]
+        for part in (files, vectors)
+    )
     code = hashlib.sha256(b"".join(p.read_bytes() for p in [*readers, *CODE]))
     settings_json = json.dumps(
         [
             reader,
             source.keywords,
             stats,
+            vector_stats,
             _drawn(settings),
             code.hexdigest(),
             secret and pseudonyms.pseudonym("the key of this Store", secret),
@@ -232,6 +271,13 @@ def open_or_build(
 
     def write(temporary: Path) -> None:
         log = source(files)
+        if vectors and log.vectors is not None:
+            raise InputError(
+                "data.vectors must be null where data.source.items.vector names columns, got "
+                f"{vectors[0]}; give one of them"
+            )
+        if vectors:
+            log = replace(log, vectors=vector_files.read(vectors))
         arrays.build(log if secret is None else pseudonyms.pseudonymize(log, secret), settings, temporary)
 
     once(place, write)

@@ -45,6 +45,9 @@ class Tables:
         dropped: rows left out by the reader, by reason, for the data card.
         note: what every output of a run says of this log, such as that its times are reconstructed.
         pseudonymous: whether user ids have been replaced by keyed hashes.
+        vectors: `item_id, vector` (a list of numbers, of one length in all), of images, sound, graphs or
+            another model; None where the log has none. An id may be an entity's.
+        entities: `item_id, entity_id`: what items are about, where the log says; several rows an item.
     """
 
     items: pl.LazyFrame | pl.DataFrame
@@ -56,6 +59,8 @@ class Tables:
     dropped: dict[str, int] = field(default_factory=dict)
     note: str | None = None
     pseudonymous: bool = False
+    vectors: pl.LazyFrame | pl.DataFrame | None = None
+    entities: pl.LazyFrame | pl.DataFrame | None = None
 
     @property
     def has_impressions(self) -> bool:

@@ -1,6 +1,6 @@
 """Item text to vectors with a pretrained model: each distinct item once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from halflife.encoders.chunks import encode, rectangle, token_vectors
 from halflife.encoders.pooling import Attention, by_name
 from halflife.encoders.ranks import RankSchedule
 from halflife.encoders.reuse import Reuse
+from halflife.encoders.vectors import VectorMap
 from halflife.errors import InputError, flag, number, shown, text, whole
 from halflife.store import Store
 
@@ -29,7 +30,8 @@ CHUNK_TOKENS = {
 class TextEncoder(nn.Module):
     """Item vectors from text: a pretrained model, what of it trains, a pooling, a linear head, length 1.
 
-    v = W · pool(backbone(text)) / |W · pool(backbone(text))|
+    v = W · t / |W · t| with t = pool(backbone(text)). Where items came with vectors x (`data.vectors`):
+    v ∝ W · t / |t| + W′ · x / |x|, of length 1 too, with the last term 0 for an item without one.
 
     A model of which nothing trains is run once over the catalogue and its vectors are kept on disk: one an
     item, or one a token where the pooling itself learns. A tuned one is run once a batch over the distinct
@@ -142,38 +144,52 @@ class TextEncoder(nn.Module):
             self.register_buffer("vectors", torch.from_numpy(found), persistent=False)
         self.projection = nn.Linear(width, self.dim, bias=False)
         nn.init.orthogonal_(self.projection.weight)  # keeps the similarities that pretraining found
+        self.beside = VectorMap(store, self.dim) if store.has_vectors else None
 
     @property
     def _by_token(self) -> bool:
         """Whether a vector a token is kept, since nothing but the pooling trains."""
         return isinstance(self.pooling, Attention) and not self.reads_tokens
 
-    def head(self, pooled: Tensor) -> Tensor:
-        """Project and scale to length 1; (…, width) → (…, dim)."""
-        return nn.functional.normalize(self.projection(pooled), dim=-1)
+    def head(self, pooled: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Project, add the items' own vectors, mapped, and scale to length 1; (U, width), (U, dim) → (U, dim)."""
+        if beside is None:
+            return nn.functional.normalize(self.projection(pooled), dim=-1)
+        both = self.projection(nn.functional.normalize(pooled, dim=-1)) + beside
+        return nn.functional.normalize(both, dim=-1)
 
     def forward(self, batch: Batch) -> Tensor:
         """Vectors of the batch's distinct items, (U, dim)."""
+        beside = None if self.beside is None else self.beside(batch)
         if not self.reads_tokens:
-            return self.head(self._looked_up(batch.item))
+            return self.head(self._looked_up(batch.item), beside)
         if batch.tokens is None or batch.token_length is None:
             raise AssertionError("a tuned encoder needs batches with tokens")
         tokens, length = batch.tokens, batch.token_length
         if self.reuse is None or not self.training:
-            return self.head(self._encode(self.backbone, tokens, length))
+            return self.head(self._encode(self.backbone, tokens, length), beside)
         stale = self.reuse.stale(batch.item)
         fresh = self._encode(self.backbone, tokens[stale.repeat_interleave(length)], length[stale])
-        return self.head(self.reuse.joined(batch.item, stale, fresh))
+        return self.head(self.reuse.joined(batch.item, stale, fresh), beside)
 
     @torch.no_grad()
     def catalogue(self) -> Tensor:
         """Vectors of every item, (items, dim), for evaluation. Leaves the training mode as it was."""
         if not self.reads_tokens:
             every = torch.arange(len(self.start) - 1, device=self.vectors.device)
-            return torch.cat([self.head(self._looked_up(part)) for part in every.split(CATALOGUE_ITEMS)])
+            return self._headed(self._looked_up(part) for part in every.split(CATALOGUE_ITEMS))
         training = self.backbone.training
-        found = [self.head(pooled) for pooled in self._all(self.backbone)]
+        found = self._headed(self._all(self.backbone))
         self.backbone.train(training)
+        return found
+
+    def _headed(self, parts: Iterable[Tensor]) -> Tensor:
+        """Vectors of every item of its pooled ones, given a part at a time."""
+        found, done = [], 0
+        for pooled in parts:
+            here = done, done + len(pooled)
+            found.append(self.head(pooled, None if self.beside is None else self.beside.of_range(*here)))
+            done += len(pooled)
         return torch.cat(found)
 
     def plan(self, steps: int) -> None:

@@ -204,7 +204,7 @@ def _check(
         raise InputError(f"{file} must have at least 1 row, got a header alone; {AGAIN}")
     broken = [(row[f"rule{i}"], i) for i in range(len(rules)) if row[f"rule{i}"] is not None]
     if not broken and not row["suspect"]:
-        _check_end(file)
+        check_end(file)
         return
     first, which = min(broken, default=(None, 0))
     for index, (line, fields) in enumerate(_checked_records(file, form, columns)):
@@ -214,10 +214,10 @@ def _check(
             raise InputError(
                 f"{rule.column} in {file} line {line} must {rule.must}, got {quoted(value)}; {rule.do}"
             )
-    _check_end(file)
+    check_end(file)
 
 
-def _check_end(file: Path) -> None:
+def check_end(file: Path) -> None:
     """Refuse a plain file that stops inside a line: of a timestamp cut short, nothing else would tell.
 
     Raises:
