@@ -43,6 +43,9 @@ def table(found: dict[str, Any]) -> Any:
     out.add_row("events that repeat an item", f"{events['repeat_share']:.1%}")
     if "text" in found:
         out.add_row("tokens of a text, median", f"{found['text']['median']:g}")
+    if "vectors" in found:
+        out.add_row("items with a vector", f"{found['vectors']['share']:.1%}")
+        out.add_row("numbers of a vector", f"{found['vectors']['dimension']:,}")
     out.add_section()
     out.add_row("split", escape(found["split_rule"]["name"]))
     for split, s in splits.items():

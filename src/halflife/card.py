@@ -97,6 +97,8 @@ def describe(data: DataModule, pretrained: str | None, max_tokens: int) -> dict[
         "quality": [dict(zip(Finding._fields, row, strict=True)) for row in about["quality"]],
         "age": data.unit,
     }
+    if about["vectors"] is not None:
+        found["vectors"] = about["vectors"] | {"share": about["vectors"]["items"] / about["items"]}
     found["events"], first_seen = _events(store)
     found["history_ages"] = _history_ages(data)
     found["split"] = _splits(data, first_seen)

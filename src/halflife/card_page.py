@@ -116,6 +116,9 @@ def _tiles(found: dict[str, Any]) -> str:
     shown = [(f"{counts[k]:,}", k) for k in ("users", "items", "events", "impressions", "candidates")]
     shown.append((f"{counts['positives'] / counts['candidates']:.1%}", "of candidates clicked"))
     shown.append((f"{found['events']['repeat_share']:.1%}", "of events repeat an item"))
+    if "vectors" in found:
+        numbers = f"of items with a vector of {found['vectors']['dimension']:,}"
+        shown.append((f"{found['vectors']['share']:.1%}", numbers))
     if found["best_auc"] is not None:
         shown.append((f"{found['best_auc']:.4f}", "best possible AUC"))
     return '<div class="tiles">' + "".join(f"<div><b>{v}</b>{_safe(k)}</div>" for v, k in shown) + "</div>"

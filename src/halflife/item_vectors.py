@@ -67,7 +67,9 @@ def write(log: Tables, item_id: pl.Series, directory: Path) -> tuple[dict[str, i
         each = start[place + 1] - start[place]
         source = np.repeat(known, each)
         target = row[np.repeat(start[place] - (np.cumsum(each) - each), each) + np.arange(int(each.sum()))]
-        for low in range(0, len(target), rows):
+        if log.entities is None:
+            out[target] = vectors[source]
+        for low in range(0, len(target) if log.entities is not None else 0, rows):
             part = slice(low, low + rows)
             np.add.at(out, target[part], vectors[source[part]])  # in order, wherever the stream was cut
         count += np.bincount(target, minlength=len(count))

@@ -152,7 +152,7 @@ class TextEncoder(nn.Module):
         return isinstance(self.pooling, Attention) and not self.reads_tokens
 
     def head(self, pooled: Tensor, beside: Tensor | None = None) -> Tensor:
-        """Project, add the items' own vectors, mapped, and scale to length 1; (U, width), (U, dim) → (U, dim)."""
+        """Project, add the items' mapped vectors, scale to length 1; (U, width), (U, dim) → (U, dim)."""
         if beside is None:
             return nn.functional.normalize(self.projection(pooled), dim=-1)
         both = self.projection(nn.functional.normalize(pooled, dim=-1)) + beside

@@ -62,9 +62,10 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
             times it. Ages are then in days, of clicks at most a week or two old, and every output says so.
 
     Returns:
-        Items of all folders (where the text is empty, the abstract, category or id), history events, and lazy
-        impressions, whose id carries the folder's name when there are several. Items and histories are held
-        in memory (one row an item or user), impressions are streamed.
+        Items of all folders (where the text is empty, the abstract, category or id), the Wikidata entities of
+        their titles and abstracts, history events, and lazy impressions, whose id carries the folder's name
+        when there are several. Items and histories are held in memory (one row an item or user), impressions
+        are streamed.
 
     Raises:
         InputError: for a malformed file, a label missing or other than 0 and 1, or a candidate that no
@@ -80,6 +81,7 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
         .unique("item_id", keep="first", maintain_order=True)
         .collect()
     )
+    entities = pl.concat([_entities(news) for news, _ in paths.values()])
     folders = [_folder(name, behaviors, items["item_id"]) for name, (_, behaviors) in paths.items()]
     folders.sort(key=lambda folder: folder.first_s)
     histories = [_histories(folder) for folder in folders]
@@ -94,6 +96,7 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
             has_click_times=True,
             dropped={UNTIMED_CLICKS: blocks.select(pl.col("count").sum()).item()},
             note=RECONSTRUCTED,
+            entities=entities,
         )
     unknown = clicks.join(items.lazy(), on="item_id", how="anti").select(pl.len())
     return Tables(
@@ -106,6 +109,7 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
             NO_SECOND: blocks.select((pl.col("count") - pl.col("end") + pl.col("start")).sum()).item(),
             OTHER_HISTORIES: sum(int(history["others"].sum()) for history in histories),
         },
+        entities=entities,
     )
 
 
@@ -140,6 +144,16 @@ def _news(file: Path, template: str) -> pl.LazyFrame:
         text=text,
         category=pl.col("category").replace("", "unknown"),
         published_s=pl.lit(None, dtype=pl.Int64),
+    )
+
+
+def _entities(file: Path) -> pl.LazyFrame:
+    """What the items of one folder are about, by the ids that entity_embedding.vec has."""
+    named = pl.concat_str("title_entities", "abstract_entities").str.extract_all(r'"WikidataId": *"[^"]+"')
+    return (
+        scan_tsv(file, _NEWS, [])
+        .select(item_id="news_id", entity_id=named.list.eval(pl.element().str.extract(r'"([^"]+)"$')))
+        .explode("entity_id", empty_as_null=False)
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from halflife.errors import InputError, choice, number
-from halflife.sources import templates, times
+from halflife.errors import InputError, choice, listed, number, shown
+from halflife.sources import templates, times, vectors
 from halflife.sources.impressions import Impressions, clicks_of, read_impressions
 from halflife.sources.mapping import Log, absent, category, identity, real, word, words
 from halflife.sources.rows import Rows
@@ -52,6 +52,7 @@ class Items:
         text: template over columns, or null to call an item by its id.
         category: column, or null.
         published_s: column of the time when the item appeared, or null.
+        vector: column with lists of numbers, or several columns of numbers: the item's own vector; or null.
     """
 
     files: Any
@@ -61,6 +62,7 @@ class Items:
     text: str | None
     category: str | None
     published_s: str | None
+    vector: str | list[str] | None = None
 
 
 def read(
@@ -122,8 +124,14 @@ def read(
             "data.source.items must have files or sql where no events hold the items' text, got neither; set "
             "data.source.items.files, or data.source.items.text=null to call an item by its id"
         )
+    if items.vector is not None and absent(items):
+        raise InputError(
+            "data.source.items.vector must be null where items have neither files nor sql of their own, got "
+            f"{shown(items.vector)}; give data.vectors a file of them"
+        )
+    own_vectors = None
     if not absent(items):
-        catalogue = _items(log, items)
+        catalogue, own_vectors = _items(log, items)
     elif wide is not None:
         catalogue = wide
     else:
@@ -134,6 +142,7 @@ def read(
         impressions=shown_rows,
         has_click_times=True,
         dropped=log.dropped,
+        vectors=own_vectors,
     )
 
 
@@ -200,11 +209,20 @@ def _item_frame(
     return out.select(item_id="__item", text=text, category="__kind", published_s="__published")
 
 
-def _items(log: Log, of: Items) -> pl.LazyFrame:
-    """The catalogue of its own files or query."""
-    tables = log.open("items", of, _item_columns(of))
+def _items(log: Log, of: Items) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
+    """The catalogue of its own files or query, and the items' vectors where it has them."""
+    name = "data.source.items.vector"
+    own = (
+        []
+        if of.vector is None
+        else [of.vector]
+        if isinstance(of.vector, str)
+        else listed(name, of.vector, "columns")
+    )
+    tables = log.open("items", of, [*_item_columns(of), *own], lists=own if len(own) == 1 else [])
+    dimension = vectors.dimension_of(tables[0], own) if own else 0
     seconds_of = None if of.published_s is None else log.moments(of.published_s, tables)
-    parts = []
+    parts, vector_parts = [], []
     for rows in tables:
         item, rules = identity(of.item_id, rows.schema[of.item_id])
         once = Rule(of.item_id, item.is_first_distinct(), "be listed once", "keep one of its rows")
@@ -213,8 +231,12 @@ def _items(log: Log, of: Items) -> pl.LazyFrame:
             published, time_rules = seconds_of(rows)
             empty = word(of.published_s, rows.schema[of.published_s]).fill_null("") == ""
             rules += [rule._replace(ok=rule.ok | empty) for rule in time_rules]
-        parts.append(_item_frame(of, log.keep("items", rows, [*rules, once]), rows, item, published))
-    return pl.concat(parts)
+        vector, vector_rules = vectors.vector_of(rows, own, dimension) if own else (None, [])
+        frame = log.keep("items", rows, [*rules, once, *vector_rules])
+        parts.append(_item_frame(of, frame, rows, item, published))
+        if vector is not None:
+            vector_parts.append(frame.select(item_id=item, vector=vector).drop_nulls())
+    return pl.concat(parts), pl.concat(vector_parts) if own else None
 
 
 def _bare(events: pl.LazyFrame, impressions: pl.LazyFrame | None) -> pl.LazyFrame:

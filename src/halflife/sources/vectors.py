@@ -69,7 +69,7 @@ def read(files: Sequence[Path]) -> pl.LazyFrame:
         once = Rule(columns[0], item.is_first_distinct(), "be listed once", "keep one of its rows")
         dimension = dimension or dimension_of(rows, columns[1:])
         vector, vector_rules = vector_of(rows, columns[1:], dimension)
-        rows.check([*rules, once, *vector_rules])
+        rows.check([*(rule._replace(do=FIX) for rule in rules), once, *vector_rules])
         parts.append(rows.frame.select(item_id=item, vector=vector).drop_nulls())
     return pl.concat(parts)
 
@@ -188,7 +188,7 @@ def _json(file: Path) -> tuple[Rows, list[str]]:
 
 def _text(file: Path) -> tuple[Rows, list[str]]:
     """A text file: an id, a mark, and numbers with the same mark between them, or a list in brackets."""
-    first = [line.strip("\r\n") for line in islice(lines(file), 2)]
+    first = list(islice((text.strip("\r\n") for text in lines(file) if text.strip()), 2)) or [""]
     mark = next((m for m in MARKS if m in first[-1].rstrip()), None)
     if mark is None:
         raise InputError(
@@ -229,6 +229,12 @@ def _text(file: Path) -> tuple[Rows, list[str]]:
     return Rows(str(file), frame, schema, check), ["item_id", "vector"]
 
 
+def _read_through(file: Path) -> None:
+    """Raise the InputError for a text file that cannot be read to its end."""
+    for _ in lines(file):
+        pass
+
+
 def _number(text: str) -> bool:
     """Whether a field of a text file is a number, or the end of a list of them."""
     try:
@@ -236,9 +242,3 @@ def _number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _read_through(file: Path) -> None:
-    """Raise the InputError for a text file that cannot be read to its end."""
-    for _ in lines(file):
-        pass
