@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,9 @@ def test_every_interest_and_loss_runs_a_training_step(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_runs_a_training_step(
-    model: str, make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path
+    model: str, make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path, tmp_path: Path
 ) -> None:
-    words = tiny_model(model, tiny_bert, tiny_gpt)
+    words, make_log = tiny_model(model, tiny_bert, tiny_gpt), log_for(model, make_log, tmp_path)
     if model.endswith("qlora") and not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"^model\.quantize must be null on a machine .* no GPU, got 4"):
             step_runs(make_log, f"model={model}", *words)
@@ -83,10 +84,11 @@ def test_every_model_runs_a_training_step(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_runs_a_training_step_in_bf16(
-    model: str, make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path
+    model: str, make_log: Callable[..., DataModule], tiny_bert: Path, tiny_gpt: Path, tmp_path: Path
 ) -> None:
     if model.endswith("qlora") and not torch.cuda.is_available():
         pytest.skip("PyTorch finds no GPU")
+    make_log = log_for(model, make_log, tmp_path)
     step_runs(make_log, f"model={model}", *tiny_model(model, tiny_bert, tiny_gpt), half=True)
 
 
@@ -107,11 +109,19 @@ def test_every_interest_scores_in_float32_behind_an_encoder_in_bf16(
 
 def tiny_model(model: str, tiny_bert: Path, tiny_gpt: Path) -> list[str]:
     """What a model's yaml needs to be one of the tiny ones."""
-    if model in ("id_embedding", "topics"):
+    if model in ("id_embedding", "topics", "item_vectors"):
         return []
     words = [f"model.pretrained={tiny_gpt if model.startswith('gpt') else tiny_bert}"]
     words += ["model.tuning.k=1"] if model.endswith("last_k") else []
     return words + (["model.max_tokens=12", "model.history_tokens=28"] if "bert_text" in model else [])
+
+
+def log_for(model: str, make_log: Callable[..., DataModule], folder: Path) -> Callable[..., DataModule]:
+    """`make_log`, with vectors of some items where a model reads them."""
+    if model != "item_vectors":
+        return make_log
+    (folder / "v.csv").write_text("N00000,1,2\nN00009,3,4\n")
+    return partial(make_log, vectors=str(folder / "v.csv"))
 
 
 def step_runs(make_log: Callable[..., DataModule], *overrides: str, half: bool = False) -> torch.Tensor:
