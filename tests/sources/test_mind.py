@@ -1,5 +1,6 @@
 """MIND: small folders in the publisher's layout."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from halflife.arrays import build
 from halflife.errors import InputError
-from halflife.sources import mind
+from halflife.sources import mind, vectors
+from halflife.store import Store
 from halflife.tables import EVENT_COLUMNS, IMPRESSION_COLUMNS, ITEM_COLUMNS, Tables, check_columns
 
 
@@ -280,3 +283,43 @@ def test_the_text_follows_a_template_and_falls_back_where_it_is_empty(tmp_path):
     assert items["text"][0] == "Title of N1 (golf)"
     items = check_columns("items", mind.read(files).items, ITEM_COLUMNS).collect()
     assert items["text"][5] == "sports"
+
+
+def test_popularity_counts_every_history_from_the_folders_first_impression_on(tmp_path):
+    late = (
+        "1\tU1\t11/11/2019 9:00:00 AM\tN1\tN1-0 N2-1 N3-0\n2\tU2\t11/13/2019 9:00:00 AM\tN1 N3\tN1-1 N2-0\n"
+    )
+    (tmp_path / "store").mkdir()
+    build(mind.read(write(tmp_path / "log", late)), None, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert store.candidate_popularity.tolist() == [2, 0, 1, 2, 0]
+
+
+def entity(*ids: str) -> str:
+    return str([{"Label": 'A "x" b', "WikidataId": i, "Confidence": 1.0} for i in ids]).replace("'", '"')
+
+
+def test_items_take_the_mean_of_the_publishers_vectors_of_their_entities(tmp_path):
+    about = {"N1": (["Q1"], ["Q2", "Q1"]), "N2": (["Q2"], []), "N3": ([], ["Q9"]), "N4": ([], [])}
+    lines = [
+        f"{i}\tsports\tgolf\tTitle\tAbstract\tu\t{entity(*title)}\t{entity(*abstract)}\n"
+        for i, (title, abstract) in about.items()
+    ]
+    files = write(tmp_path / "train", items="".join(lines) + news("N5"))
+    files += write(tmp_path / "dev", dev(("U1", "N1")), items=lines[0] + lines[1])
+    for folder, body in (
+        ("train", "Q1\t1.0\t0.0\t\nQ2\t0.5\t2.0\t\n"),
+        ("dev", "Q2\t0.5\t2.0\t\nQ7\t1\t1\t\n"),
+    ):
+        (tmp_path / folder / "entity_embedding.vec").write_text(body)
+    tables = mind.read(files)
+    given = vectors.read(vectors.located("**/entity_embedding.vec", str(tmp_path)))
+    (tmp_path / "store").mkdir()
+    build(replace(tables, vectors=given), None, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert store.items["item_id"].to_list() == ["N1", "N2", "N3", "N4", "N5"]
+    assert store.item_vector.tolist() == [[0.75, 1.0], [0.5, 2.0], [0, 0], [0, 0], [0, 0]]
+    assert store.item_vector_mask.tolist() == [True, True, False, False, False]
+    dropped = store.about["dropped"]
+    assert dropped["item vectors of ids that had one before"] == 1
+    assert dropped["item vectors of ids that are not in the catalogue"] == 1

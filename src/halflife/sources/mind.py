@@ -53,6 +53,10 @@ def read(files: list[Path], text: str = "{title}", click_times: str = "absent") 
     but behind the user's own impressions before the one it was logged with, so that none of them sees it. The
     oldest for which no second is left there are left out and counted.
 
+    The popularity of a candidate counts these clicks from the folder's first impression on, and none of the
+    impressions'. The publisher's were made in the weeks before. In a log of this layout whose histories grow
+    within a file, those of readers who come late count too early there; no history looks ahead.
+
     Args:
         files: the paths; those named news.tsv and behaviors.tsv are read, paired by folder, others are left
             alone.

@@ -1,7 +1,7 @@
 """Vectors of items out of files: an id and numbers a row, in Parquet, JSON Lines or text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from halflife.errors import InputError, listed, shown
+from halflife.errors import InputError, listed, shown, text
 from halflife.sources.mapping import identity
 from halflife.sources.rows import Rows, check_rows, scan_json_lines, scan_parquet
 from halflife.sources.text_files import AGAIN, ROW, Rule, check_end, lines, scan_lines, short
@@ -29,7 +29,9 @@ def located(given: Any, root: str | None) -> list[Path]:
     Raises:
         InputError: for what is none, or matches no file.
     """
-    wanted = [given] if isinstance(given, str) and given else listed("data.vectors", given, "files")
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    what = "a file of item vectors"
+    wanted = listed("data.vectors", given, "files") if several else [text("data.vectors", given, what)]
     base = Path(root or ".").expanduser()
     found: dict[Path, None] = {}
     for name in wanted:
@@ -127,9 +129,9 @@ def _numbers(rows: Rows, columns: Sequence[str]) -> pl.Expr:
     return pl.concat_list(column.cast(pl.Float32, strict=False))
 
 
-def _written(text: pl.Expr) -> pl.Expr:
+def _written(list_text: pl.Expr) -> pl.Expr:
     """The numbers of a list as Python, NumPy or JSON write it, still as words."""
-    return text.str.strip_chars(" \"'[]()").str.replace_all(r"[,;\s]+", " ").str.split(" ")
+    return list_text.str.strip_chars(" \"'[]()").str.replace_all(r"[,;\s]+", " ").str.split(" ")
 
 
 def _bare(column: str, dtype: pl.DataType) -> pl.Expr:
@@ -188,7 +190,7 @@ def _json(file: Path) -> tuple[Rows, list[str]]:
 
 def _text(file: Path) -> tuple[Rows, list[str]]:
     """A text file: an id, a mark, and numbers with the same mark between them, or a list in brackets."""
-    first = list(islice((text.strip("\r\n") for text in lines(file) if text.strip()), 2)) or [""]
+    first = list(islice((line.strip("\r\n") for line in lines(file) if line.strip()), 2)) or [""]
     mark = next((m for m in MARKS if m in first[-1].rstrip()), None)
     if mark is None:
         raise InputError(
@@ -197,7 +199,7 @@ def _text(file: Path) -> tuple[Rows, list[str]]:
         )
     line = pl.col("line").str.strip_chars_end(f"{mark} \r")
     # word2vec's header is how many rows there are, and of how many numbers
-    fields = [text.rstrip(f"{mark} ").split(mark) for text in first]
+    fields = [line.rstrip(f"{mark} ").split(mark) for line in first]
     sizes = len(fields[0]) == 2 and "".join(fields[0]).isdigit()
     size = sizes and fields[0][1] == str(len(fields[-1]) - 1) != "1"
     headed = size or not (fields[0][0] and any(_number(field) for field in fields[0][1:]))
@@ -235,10 +237,10 @@ def _read_through(file: Path) -> None:
         pass
 
 
-def _number(text: str) -> bool:
+def _number(field: str) -> bool:
     """Whether a field of a text file is a number, or the end of a list of them."""
     try:
-        float(text.strip(" \"'[]()"))
+        float(field.strip(" \"'[]()"))
     except ValueError:
         return False
     return True
