@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -369,3 +370,20 @@ def test_groups_have_intervals_that_hold_what_was_planted_and_are_as_wide_as_the
     width = math.log(empty[1] / empty[0]) / 2 / 1.96
     assert width == pytest.approx(math.hypot(0.5, found["sd_log_half_life"]), rel=0.02)
     assert all(math.log(high / low) / 2 / 1.96 < 0.45 for low, high in intervals.values())
+
+
+def test_a_likelihood_is_the_same_on_a_log_with_vectors_and_keeps_none_of_them(
+    make_log: MakeLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halflife.likelihood.PIECE", 2_000)  # so that batches are cut
+    file = tmp_path / "v.csv"
+    file.write_text("N00003,1,2\n")
+    found = []
+    for vectors in (None, str(file)):
+        data = make_log(vectors=vectors, eval_batch_size=1000)
+        module = module_of(data)
+        likelihood = Likelihood(module, data.sample("train"), module.encoder.catalogue())
+        assert len(likelihood._parts) > 3
+        assert all(part.batch.item_vectors is None for part in likelihood._parts)
+        found.append(likelihood.per_impression(likelihood.start))
+    assert torch.equal(found[0], found[1])

@@ -136,6 +136,30 @@ def test_a_run_stopped_after_an_epoch_resumes_to_the_same_metrics(
     assert metrics(tmp_path / "second") == metrics(finished[0])
 
 
+def test_a_run_over_item_vectors_resumes_to_the_same_metrics_and_with_the_same_vectors_alone(
+    tmp_path: Path,
+) -> None:
+    files = [tmp_path / "v.csv", tmp_path / "other.csv"]
+    for shift, file in enumerate(files):
+        # an item's topic is one of twelve, four items each; the last twelve items have no vector
+        rows = [f"N{i:05d}," + ",".join(str(int(i // 4 == t) + shift) for t in range(12)) for i in range(36)]
+        file.write_text("\n".join(rows) + "\n")
+    common = ["model=item_vectors", f"data.vectors={files[0]}"]
+    run(tmp_path, *common, "trainer.max_epochs=2", "hydra.run.dir=whole")
+    run(tmp_path, *common, "trainer.max_epochs=1", "hydra.run.dir=first")
+    ckpt = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    run(tmp_path, *common, "trainer.max_epochs=2", f"ckpt={ckpt}", "hydra.run.dir=second")
+    assert metrics(tmp_path / "second") == metrics(tmp_path / "whole")
+    assert metrics(tmp_path / "whole")["test/auc"] > 0.6
+    process = start(tmp_path, *common[:1], f"data.vectors={files[1]}", f"ckpt={ckpt}", "hydra.run.dir=third")
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 2
+    assert re.search(
+        r"^error: ckpt must be of the same log.*in which data is the log with", out, re.MULTILINE
+    )
+    assert not (tmp_path / "third").exists()
+
+
 def test_a_run_killed_inside_an_epoch_resumes_to_the_same_metrics(tiny_bert: Path, tmp_path: Path) -> None:
     common = [
         "model=bert_lora",

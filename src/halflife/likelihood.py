@@ -27,7 +27,8 @@ STEPS = 40  # of one minimisation; a dozen is usual, and a half-life that runs a
 ENOUGH = 1e-4  # nats that a step is expected to gain, below which the minimum is reached
 START_CANDIDATES = 20_000  # on which several starts are compared
 PIECE = 2**20  # clicks times candidates scored at once; larger arrays the system hands out anew each time
-PER_ITEM = ("item", "tokens", "token_length", "category", "log_rate")  # of a Batch, not of its impressions
+# of a Batch, not of its impressions
+PER_ITEM = ("item", "tokens", "token_length", "category", "item_vectors", "item_vector_mask", "log_rate")
 NO_DECAY = 1e9  # days: a half-life at which nothing has faded in any log
 
 
@@ -402,6 +403,7 @@ def _part(batch: Batch, vectors: Tensor, bilinear: bool) -> _Part:
     candidates', the scores are the same, and the width is the number of candidates.
     """
     items = vectors[batch.item]
+    batch = replace(batch, item_vectors=None, item_vector_mask=None)  # they are in the encoder's
     history, candidates = embedding(batch.history, items), embedding(batch.candidates, items)
     if bilinear:
         history = (candidates @ history.transpose(1, 2)).transpose(

@@ -212,13 +212,8 @@ def _item_frame(
 def _items(log: Log, of: Items) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
     """The catalogue of its own files or query, and the items' vectors where it has them."""
     name = "data.source.items.vector"
-    own = (
-        []
-        if of.vector is None
-        else [of.vector]
-        if isinstance(of.vector, str)
-        else listed(name, of.vector, "columns")
-    )
+    given = [of.vector] if isinstance(of.vector, str) else of.vector
+    own = [] if given is None else listed(name, given, "columns")
     tables = log.open("items", of, [*_item_columns(of), *own], lists=own if len(own) == 1 else [])
     dimension = vectors.dimension_of(tables[0], own) if own else 0
     seconds_of = None if of.published_s is None else log.moments(of.published_s, tables)
