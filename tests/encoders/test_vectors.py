@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -134,6 +135,18 @@ def test_lengths_of_text_and_vectors_do_not_matter(
     every = encoder.catalogue()
     encoder.vectors = encoder.vectors * 100
     torch.testing.assert_close(encoder.catalogue(), every)
+
+
+@pytest.mark.parametrize(("width", "dim", "beside"), [(5, 8, 32), (32, 8, 64), (300, 16, 32), (4, 16, 8)])
+def test_parts_of_text_and_vectors_start_as_long_as_each_other(width: int, dim: int, beside: int) -> None:
+    store: Any = SimpleNamespace(item_vector=np.zeros((1, width), np.float32))
+    torch.manual_seed(0)
+    given, text = (torch.nn.functional.normalize(torch.randn(4_000, n), dim=1) for n in (width, beside))
+    head = torch.nn.init.orthogonal_(torch.empty(dim, beside))
+    part = given @ VectorMap(store, dim, beside).projection.weight.T
+    assert float(part.square().sum(1).mean() / (text @ head.T).square().sum(1).mean()) == pytest.approx(
+        1, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("tune", TUNINGS)

@@ -144,7 +144,7 @@ class TextEncoder(nn.Module):
             self.register_buffer("vectors", torch.from_numpy(found), persistent=False)
         self.projection = nn.Linear(width, self.dim, bias=False)
         nn.init.orthogonal_(self.projection.weight)  # keeps the similarities that pretraining found
-        self.beside = VectorMap(store, self.dim) if store.has_vectors else None
+        self.beside = VectorMap(store, self.dim, width) if store.has_vectors else None
 
     @property
     def _by_token(self) -> bool:

@@ -19,13 +19,17 @@ class VectorMap(nn.Module):
     Args:
         store: of a log with vectors.
         dim: size of what comes out.
+        beside: width of vectors that another orthogonal map takes to `dim` beside this one: it starts scaled,
+            so that both parts are of one expected length, |W x̂|² = |W′ t̂|² on average over directions.
     """
 
-    def __init__(self, store: Store, dim: int) -> None:
+    def __init__(self, store: Store, dim: int, beside: int | None = None) -> None:
         super().__init__()
         self.given = store.item_vector
-        self.projection = nn.Linear(self.given.shape[1], dim, bias=False)
-        nn.init.orthogonal_(self.projection.weight)  # keeps the similarities that are in the vectors
+        width = self.given.shape[1]
+        self.projection = nn.Linear(width, dim, bias=False)
+        gain = 1.0 if beside is None else (max(width, dim) / max(beside, dim)) ** 0.5
+        nn.init.orthogonal_(self.projection.weight, gain)  # keeps the similarities that are in the vectors
 
     def forward(self, batch: Batch) -> Tensor:
         """Of the batch's distinct items, (U, dim)."""
