@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halflife import arrays, impressions
+from halflife import arrays, impressions, shards
 from halflife.negatives import Negatives
 from halflife.store import Store
 from halflife.tables import Tables
@@ -71,7 +71,7 @@ def sized(sizes: dict[str, int]) -> Iterator[None]:
     """Builds inside cut their work into pieces of these sizes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            patch.setattr(arrays if hasattr(arrays, name) else impressions, name, size)
+            patch.setattr(next(m for m in (arrays, impressions, shards) if hasattr(m, name)), name, size)
         yield
 
 

@@ -21,6 +21,8 @@ ORDER = [
     "sources",
     "spill",
     "item_vectors",
+    "shards",
+    "engines",
     "impressions",
     "arrays",
     "pretrained",

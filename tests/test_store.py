@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halflife import pretrained, store
-from halflife.arrays import _prove_no_leak, build
+from halflife.arrays import build
 from halflife.batches import DataModule
 from halflife.errors import InputError
 from halflife.negatives import Negatives
@@ -278,21 +278,6 @@ def test_times_near_the_ends_of_32_bits_are_kept_to_the_second(tmp_path: Path) -
     s = built(log_of([("u", "a", late - 1), ("u", "b", late)], [("1", "u", late, ["a"], [1])]), tmp_path)
     assert history(s, 0) == [("a", late - 1)]
     assert s.event_time.dtype == s.impression_time.dtype == np.int64
-
-
-def test_a_leak_would_be_caught_by_the_build_itself() -> None:
-    arrays = {
-        "history_end": np.array([2]),
-        "impression_user": np.array([0]),
-        "impression_time": np.array([5]),
-        "user_start": np.array([0, 2]),
-        "event_time": np.array([4, 5]),
-    }
-    with pytest.raises(AssertionError, match="not strictly before"):
-        _prove_no_leak(arrays)
-    assert _prove_no_leak(arrays | {"history_end": np.array([1])}) == 1
-    with pytest.raises(AssertionError):  # nor may one be cut short
-        _prove_no_leak(arrays | {"history_end": np.array([0])})
 
 
 def test_the_best_auc_of_the_newsroom_is_that_of_its_probabilities(small_log: DataModule) -> None:

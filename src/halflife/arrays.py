@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife import item_vectors, quality, tables
+from halflife import item_vectors, quality, shards, tables
+from halflife.engines import Engine, local
 from halflife.errors import InputError
 from halflife.impressions import Counts, Drawn, Index, Logged, Sweep, refuse_missing_times, write
 from halflife.negatives import Negatives
@@ -34,13 +35,14 @@ MOST_BUCKETS = 1_000  # files; a log with more events has larger buckets
 EVENT = np.dtype([("user", np.int32), ("item", np.int32), ("time", np.int64), ("kind", np.int16)])
 
 
-def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
+def build(log: Tables, settings: Negatives | None, directory: Path, engine: Engine = local) -> None:
     """Write the Store of a log into an empty directory.
 
     Args:
         log: what a source read.
         settings: how to draw negatives; needed when the log has no impressions.
         directory: where the arrays go.
+        engine: where its shards are worked; changes no byte.
 
     Raises:
         InputError: for a log that breaks the contract of Tables or is empty.
@@ -81,22 +83,22 @@ def build(log: Tables, settings: Negatives | None, directory: Path) -> None:
             f"events.item_id must be items of the catalogue, got none that is among {n_events} events; "
             "give events and items the same ids"
         )
-    first_event, twice, example = _write_events(dealt, per_user, kinds, len(items), directory)
+    first_event, twice, example = _write_events(dealt, per_user, kinds, len(items), directory, engine)
     if twice:
         shown = (
             f"user {users['user_id'][example[0]]}, item {items['item_id'][example[1]]}, second {example[2]}"
         )
         found.append(quality.Finding("events that repeat another in every column", twice, shown, kept=True))
     if logged is not None and sweep is not None:
-        counts = write(logged, logged.deal(), sweep, directory)
+        counts = write(logged, logged.deal(), sweep, directory, engine)
     elif settings is not None:
         drawn = Drawn(settings, directory, len(items))
         if drawn.given_up:
             dropped["negatives that could not be drawn"] = drawn.given_up
-        counts = write(drawn, drawn.candidates, drawn.sweep(len(items), directory), directory)
+        counts = write(drawn, drawn.candidates, drawn.sweep(len(items), directory), directory, engine)
     else:
         raise AssertionError("a log has impressions, or settings to draw them")
-    _write_histories(directory, len(users))
+    _write_histories(directory, engine)
     np.save(directory / "item_born.npy", _born(items["published_s"], log, first_event, counts))
     code = items.select(pl.col("category").fill_null(UNKNOWN).cast(pl.Enum(categories)).to_physical())
     np.save(directory / "item_category.npy", code.to_series().to_numpy().astype(np.int32))
@@ -232,11 +234,9 @@ def _stretches(per_user: Array) -> Array:
 
 
 def _write_events(
-    dealt: Buckets, per_user: Array, kinds: list[str], n_items: int, directory: Path
+    dealt: Buckets, per_user: Array, kinds: list[str], n_items: int, directory: Path, engine: Engine
 ) -> tuple[Array, int, list[int]]:
-    """Sort the events of each stretch by user, time and item, and append them.
-
-    A reader's joins and groups come in any order, so the item settles ties within a second, then the kind.
+    """Sort the events of each stretch by user, time, item and kind, and append them.
 
     Returns:
         The first event of every item in seconds, the largest int64 where it has none; how many events repeat
@@ -251,21 +251,19 @@ def _write_events(
         Column(directory / "event_time.npy", np.int64, n) as moment,
         Column(directory / "event_kind.npy", np.int16, n) as kind,
     ):
-        for bucket in bar(range(len(dealt.paths)), "events"):
-            rows = dealt.take(bucket)
-            rows = rows[_order(_keys(rows["user"], rows["time"]), rows["item"], code[rows["kind"]])]
+        stretches = ((dealt.take(at), code) for at in bar(range(len(dealt.paths)), "events"))
+        for rows, again in engine(shards.events, stretches):
             np.minimum.at(first, rows["item"], rows["time"])
-            again = np.flatnonzero(rows[1:] == rows[:-1])
             if twice == 0 and len(again):
                 example = [int(rows[again[0]][name]) for name in ("user", "item", "time")]
             twice += len(again)
             item.add(rows["item"])
             moment.add(rows["time"])
-            kind.add(code[rows["kind"]])
+            kind.add(rows["kind"])
     return first, twice, example
 
 
-def _write_histories(directory: Path, n_users: int) -> None:
+def _write_histories(directory: Path, engine: Engine) -> None:
     """Write the end of every history, strictly before its impression, and prove it on what is on disk."""
     start = np.load(directory / "user_start.npy")
     who, when = np.load(directory / "impression_user.npy"), np.load(directory / "impression_time.npy")
@@ -273,52 +271,24 @@ def _write_histories(directory: Path, n_users: int) -> None:
     by_user = np.argsort(who, kind="stable")
     edges = _stretches(np.diff(start))
     ends = np.searchsorted(who, edges, sorter=by_user)
-    found = np.empty(len(who), np.int64)
-    for at in bar(range(len(edges) - 1), "histories"):
+
+    def stretch(at: int) -> tuple[Array, ...]:
         low, high = edges[at], edges[at + 1]
         rows = by_user[ends[at] : ends[at + 1]]
-        user, now = who[rows] - low, when[rows]
-        own = start[low : high + 1] - start[low]
         # read, not mapped: pages of a mapped file would count as this process's memory
         past = np.fromfile(
-            directory / "event_time.npy", np.int64, own[-1], offset=moment.offset + 8 * start[low]
+            directory / "event_time.npy",
+            np.int64,
+            start[high] - start[low],
+            offset=moment.offset + 8 * start[low],
         )
-        owner = np.repeat(np.arange(high - low, dtype=np.int32), np.diff(own))
-        keys = _keys(np.r_[owner, user], np.r_[past, now])
-        end = np.searchsorted(keys[: len(past)], keys[len(past) :])
-        _prove_no_leak(
-            {
-                "history_end": end,
-                "impression_user": user,
-                "impression_time": now,
-                "user_start": own,
-                "event_time": past if len(past) else np.zeros(1, np.int64),
-            }
-        )
-        found[rows] = start[low] + end
+        return start[low : high + 1] - start[low], past, who[rows] - low, when[rows]
+
+    found = np.empty(len(who), np.int64)
+    stretches = (stretch(at) for at in bar(range(len(edges) - 1), "histories"))
+    for at, end in enumerate(engine(shards.history_ends, stretches)):
+        found[by_user[ends[at] : ends[at + 1]]] = start[edges[at]] + end
     np.save(directory / "history_end.npy", found)
-
-
-def _keys(group: Array, moment: Array) -> Array:
-    """(group, time) as one sortable int64."""
-    if len(moment) == 0:
-        return np.zeros(0, np.int64)
-    first = moment.min()
-    return np.asarray(group.astype(np.int64) * (moment.max() - first + 1) + (moment - first))
-
-
-def _order(key: Array, item: Array, kind: Array) -> Array:
-    """Rows by key, and by item and kind where a key occurs twice.
-
-    >>> _order(np.array([7, 5, 7]), np.array([2, 9, 1]), np.array([0, 0, 0]))
-    array([1, 2, 0])
-    """
-    order = np.argsort(key, kind="stable")
-    same = key[order[1:]] == key[order[:-1]]
-    at = np.flatnonzero(np.r_[False, same] | np.r_[same, False])
-    tied = order[at]
-    order[at] = tied[np.lexsort((kind[tied], item[tied], key[tied]))]
-    return order
 
 
 def _words(words: list[str], name: str, dtype: type[np.integer[Any]]) -> list[str]:
@@ -353,27 +323,6 @@ def _fingerprint(items: pl.DataFrame, kinds: list[str], directory: Path) -> str:
             while chunk := file.read(1 << 22):
                 content.update(chunk)
     return content.hexdigest()[:16]
-
-
-def _prove_no_leak(arrays: dict[str, Array]) -> int:
-    """Check on the data itself that no history holds an event of its impression's own second or later.
-
-    Returns:
-        How many histories were checked.
-
-    Raises:
-        AssertionError: a defect of the build; never the user's doing.
-    """
-    end, who, when = arrays["history_end"], arrays["impression_user"], arrays["impression_time"]
-    low, high = arrays["user_start"][who], arrays["user_start"][who + 1]
-    inside = (low <= end) & (end <= high)
-    last = arrays["event_time"][np.maximum(end - 1, 0)]
-    after = arrays["event_time"][np.minimum(end, len(arrays["event_time"]) - 1)]
-    past = (end == low) | (last < when)
-    whole = (end == high) | (after >= when)
-    if not (inside & past & whole).all():
-        raise AssertionError("a history holds an event that is not strictly before its impression")
-    return len(end)
 
 
 def _bayes_auc(path: Path) -> float | None:

@@ -262,6 +262,7 @@ class DataModule(pl.LightningDataModule):
         checks: `report` leaves out rows that cannot be true and tells of them in the data card; `strict`
             stops where there are any, or others that look wrong.
         vectors: files of item vectors beside the log, paths or globs, whole or below `root`; None for none.
+        engine: where a Store's shards are worked: `local`, here, or `ray`, on a Ray cluster.
 
     Raises:
         InputError: for a setting out of range, a missing file, an empty split.
@@ -289,6 +290,7 @@ class DataModule(pl.LightningDataModule):
         pseudonymize: bool = False,
         checks: str = "report",
         vectors: str | list[str] | None = None,
+        engine: str = "local",
     ) -> None:
         super().__init__()
         self.batch_tokens = (
@@ -327,6 +329,7 @@ class DataModule(pl.LightningDataModule):
         self.pseudonymize = flag("data.pseudonymize", pseudonymize)
         self.checks = choice("data.checks", checks, ["report", "strict"])
         self.vectors = vectors
+        self.engine = choice("data.engine", engine, ["local", "ray"])
         self._store: Store | None = None
         self._rows: dict[str, Array] | None = None
         self._resume: dict[str, int] = {"epoch": 0, "batches": 0}
@@ -338,7 +341,13 @@ class DataModule(pl.LightningDataModule):
             paths = self._paths()
             vectors = [] if self.vectors is None else located(self.vectors, self.root)
             store = open_or_build(
-                self.source, paths, self.negatives, self.cache_dir, self.pseudonymize, vectors
+                self.source,
+                paths,
+                self.negatives,
+                self.cache_dir,
+                self.pseudonymize,
+                vectors,
+                self.engine,
             )
             if self.age != "rank" and not store.about["has_click_times"]:
                 raise InputError(

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from halflife import negatives, quality, tables
+from halflife import negatives, quality, shards, tables
+from halflife.engines import Engine
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.pools import Pool
@@ -22,7 +23,6 @@ from halflife.tables import Tables
 Array = NDArray[Any]
 
 PART_ROWS = 100_000  # impressions that are sorted together
-WINDOW = 50_000  # events that are counted together: their index stays in the processor's cache
 SEEN = np.dtype([("time", np.int64), ("item", np.int32)])
 
 
@@ -93,10 +93,10 @@ class Sweep:
         self.dealt.add(np.searchsorted(self.edges, rows["time"], side="right"), rows)
 
     def stretch(self, at: int) -> tuple[Array, Array]:
-        """Time and item of the events of a stretch, in the order of time."""
-        rows = self.dealt.take(at)
-        order = np.argsort(rows["time"], kind="stable")
-        return rows["time"][order], rows["item"][order]
+        """Events of each item before a stretch, asked for one after another, and those of the stretch."""
+        before, rows = self.count, self.dealt.take(at)
+        self.count = before + np.bincount(rows["item"], minlength=len(before))
+        return before, rows
 
 
 class Logged:
@@ -262,7 +262,7 @@ class Drawn:
             )
 
 
-def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path) -> Counts:
+def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path, engine: Engine) -> Counts:
     """Write every array of impressions and candidates but `history_end`.
 
     Args:
@@ -270,6 +270,7 @@ def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path
         candidates: how many there are.
         sweep: the events, for popularity.
         directory: of the arrays.
+        engine: where popularity is counted.
     """
     n_items = len(sweep.count)
     never = np.iinfo(np.int64).max
@@ -292,58 +293,32 @@ def write(source: Logged | Drawn, candidates: int, sweep: Sweep, directory: Path
     with ExitStack() as stack:
         out = {k: stack.enter_context(Column(directory / f"{k}.npy", *c)) for k, c in columns.items()}
         out["candidate_start"].add(np.zeros(1))
-        stretches = range(len(source.edges) + 1)
-        for at, part in zip(bar(stretches, "impressions"), source.parts(), strict=True):
-            out["impression_user"].add(part.user)
-            out["impression_time"].add(part.time)
-            out["candidate_start"].add(done + np.cumsum(part.length))
-            out["candidate_item"].add(part.item)
-            out["candidate_label"].add(part.label)
-            time, item = sweep.stretch(at)
-            out["candidate_popularity"].add(popularity(sweep.count, time, item, part))
-            if part.probability is not None:
-                out["candidate_probability"].add(part.probability)
-            if part.log_rate is not None:
-                out["candidate_log_rate"].add(part.log_rate)
-            new = first_shown[part.item] == never
-            np.minimum.at(first_shown, part.item[new], np.repeat(part.time, part.length)[new])
-            part.ids.to_frame("impression_id").write_ipc(ids / f"{at:06d}.ipc")
-            done, positives = done + len(part.item), positives + int(part.label.sum(dtype=np.int64))
-            last_s = int(part.time[-1])
+
+        def stretches() -> Iterator[tuple[Array, ...]]:
+            """Write what a stretch of time holds, and hand on what its popularity is counted from."""
+            nonlocal done, positives, last_s
+            numbers = bar(range(len(source.edges) + 1), "impressions")
+            for at, part in zip(numbers, source.parts(), strict=True):
+                out["impression_user"].add(part.user)
+                out["impression_time"].add(part.time)
+                out["candidate_start"].add(done + np.cumsum(part.length))
+                out["candidate_item"].add(part.item)
+                out["candidate_label"].add(part.label)
+                if part.probability is not None:
+                    out["candidate_probability"].add(part.probability)
+                if part.log_rate is not None:
+                    out["candidate_log_rate"].add(part.log_rate)
+                new = first_shown[part.item] == never
+                np.minimum.at(first_shown, part.item[new], np.repeat(part.time, part.length)[new])
+                part.ids.to_frame("impression_id").write_ipc(ids / f"{at:06d}.ipc")
+                done, positives = done + len(part.item), positives + int(part.label.sum(dtype=np.int64))
+                last_s = int(part.time[-1])
+                yield *sweep.stretch(at), part.time, part.length, part.item
+
+        for count in engine(shards.popularity, stretches()):
+            out["candidate_popularity"].add(count)
     pl.scan_ipc(ids / "*.ipc").sink_parquet(directory / "impressions.parquet")
     return Counts(source.count, done, positives, first_shown, last_s)
-
-
-def popularity(count: Array, time: Array, item: Array, part: Part) -> Array:
-    """Events of each candidate's item strictly before its impression.
-
-    Args:
-        count: events of each item before this stretch; those of the stretch are added to it.
-        time, item: events of the stretch, in the order of time.
-        part: its impressions.
-
-    Shape: as `part.item`.
-    """
-    before = np.searchsorted(time, part.time)  # events of the stretch strictly before each impression
-    start = np.r_[0, np.cumsum(part.length)]
-    found = np.empty(len(part.item), np.int32)
-    for low in range(0, max(len(time), 1), WINDOW):
-        high = low + WINDOW if low + WINDOW < len(time) else len(time) + 1
-        rows = np.searchsorted(before, [low, high])
-        here = slice(start[rows[0]], start[rows[1]])
-        shown, window = part.item[here], item[low : low + WINDOW]
-        inside = np.bincount(window, minlength=len(count))
-        found[here] = count[shown]
-        if len(window):
-            met = np.flatnonzero(inside[shown])  # most candidates have no event in so short a time
-            place = np.repeat(before[rows[0] : rows[1]] - low, part.length[rows[0] : rows[1]])[met]
-            order = np.argsort(window, kind="stable")
-            keys = window[order].astype(np.int64) * (WINDOW + 1) + order
-            first = np.cumsum(inside) - inside
-            needle = shown[met].astype(np.int64) * (WINDOW + 1) + place
-            found[here][met] += (np.searchsorted(keys, needle) - first[shown[met]]).astype(np.int32)
-        count += inside
-    return found
 
 
 def refuse_missing_times(name: str, missing: int) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from halflife import (
     arrays,
+    engines,
     impressions,
     item_vectors,
     negatives,
@@ -26,6 +27,7 @@ from halflife import (
     pretrained,
     pseudonyms,
     quality,
+    shards,
     spill,
     tables,
 )
@@ -44,6 +46,8 @@ CODE = [
         pools,
         negatives,
         spill,
+        shards,
+        engines,
         impressions,
         arrays,
         pseudonyms,
@@ -229,6 +233,7 @@ def open_or_build(
     cache_dir: Path,
     pseudonymous: bool = False,
     vectors: Sequence[Path] = (),
+    engine: str = "local",
 ) -> Store:
     """The Store of these files under these settings, built when there is none yet.
 
@@ -242,6 +247,7 @@ def open_or_build(
         cache_dir: where Stores live.
         pseudonymous: replace user ids by hashes, keyed from the environment.
         vectors: files of item vectors (`sources.vectors`).
+        engine: where a build's shards are worked, `local` or `ray`: the same Store, under the same key.
 
     Raises:
         InputError: for vectors given where the source has some of its own.
@@ -270,15 +276,17 @@ def open_or_build(
     place = cache_dir / "stores" / hashlib.sha256(settings_json.encode()).hexdigest()[:16]
 
     def write(temporary: Path) -> None:
-        log = source(files)
-        if vectors and log.vectors is not None:
-            raise InputError(
-                "data.vectors must be null where data.source.items.vector names columns, got "
-                f"{vectors[0]}; give one of them"
-            )
-        if vectors:
-            log = replace(log, vectors=vector_files.read(vectors))
-        arrays.build(log if secret is None else pseudonyms.pseudonymize(log, secret), settings, temporary)
+        with engines.started(engine) as work:
+            log = source(files)
+            if vectors and log.vectors is not None:
+                raise InputError(
+                    "data.vectors must be null where data.source.items.vector names columns, got "
+                    f"{vectors[0]}; give one of them"
+                )
+            if vectors:
+                log = replace(log, vectors=vector_files.read(vectors))
+            log = log if secret is None else pseudonyms.pseudonymize(log, secret)
+            arrays.build(log, settings, temporary, work)
 
     once(place, write)
     return Store(place)
