@@ -13,7 +13,9 @@ from halflife.encoders.pooling import Pooling
 
 
 def chunks(length: Tensor, chunk_tokens: int, packed: bool = False) -> Iterator[Tensor]:
-    """Places of texts of like length, as many together as fit into so many tokens.
+    """Places of texts of like length, as many together as fit into so many tokens, the longest first.
+
+    What a long chunk leaves free holds a shorter one; the other way around a process grows by every chunk.
 
     Args:
         length: tokens of each text, at least 1.
@@ -22,14 +24,15 @@ def chunks(length: Tensor, chunk_tokens: int, packed: bool = False) -> Iterator[
 
     Shape: length (U,) → several (n,), n at least 1, each place once.
     """
-    order = torch.argsort(length, stable=True)
+    order = torch.argsort(length, descending=True, stable=True)
+    lengths = length[order].tolist()
     first = before = 0
-    for i, longest in enumerate(length[order].tolist()):
-        tokens = before + longest if packed else (i + 1 - first) * longest
+    for i, own in enumerate(lengths):
+        tokens = before + own if packed else (i + 1 - first) * lengths[first]
         if i > first and tokens > chunk_tokens:
             yield order[first:i]
             first, before = i, 0
-        before += longest
+        before += own
     yield order[first:]
 
 

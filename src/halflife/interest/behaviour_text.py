@@ -144,13 +144,17 @@ class BehaviourText(Interest):
         return compact(ids.masked_fill(~fits.unsqueeze(-1), NOTHING).flatten(1), owner.flatten(1))
 
     def _read(self, ids: Tensor, owner: Tensor, weight: Tensor) -> Tensor:
-        """Head of each sequence, those of like length together; (N, S) → (N,)."""
-        order = torch.argsort((owner != PADDING).sum(1), stable=True)
+        """Head of each sequence, those of like length together; (N, S) → (N,).
+
+        The longest go first: what they leave free then holds the shorter ones, where the other way around
+        nothing that is free is large enough and a process grows by every chunk.
+        """
+        order = torch.argsort((owner != PADDING).sum(1), descending=True, stable=True)
         chunks = order.split(max(1, CHUNK_TOKENS // ids.shape[1]))
         recompute = torch.is_grad_enabled() and len(chunks) > 1
         parts = []
         for chunk in chunks:
-            longest = int((owner[chunk[-1]] != PADDING).sum())
+            longest = int((owner[chunk[0]] != PADDING).sum())
             given = [part[chunk, :longest] for part in (ids, owner, weight)]
             parts.append(
                 checkpoint(self._head, *given, use_reentrant=False) if recompute else self._head(*given)
