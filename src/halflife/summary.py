@@ -230,17 +230,15 @@ def decay_curve(
         estimate: from `estimate.estimate`; its interval is shaded.
         planted: kernel and half-life of a simulated log, drawn beside the fitted one.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     unit = estimate["unit"]
     half_life = estimate[f"half_life_{unit}"]
     age = drawn["age"]
-    figure, (top, low) = plt.subplots(
-        2, 1, sharex=True, figsize=(7, 5), height_ratios=[3, 1], layout="constrained", dpi=120
-    )
+    figure = Figure(
+        figsize=(7, 5), layout="constrained", dpi=120
+    )  # pyplot would keep it: a sweep has hundreds
+    top, low = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot(age, drawn["weight"], color="tab:blue", label=f"fitted: {estimate['kernel']}")
     if half_life is not None:
         text = f"half-life {half_life:.3g} {unit}{_short(half_life, unit)}"
