@@ -198,7 +198,7 @@ def _composed(config: Path, wrong: str) -> Any:
     try:
         with initialize_config_dir(str(config.parent), version_base="1.3"):
             try:
-                return compose(config.stem, overrides=given)
+                return compose(config.stem, given, return_hydra_config=wrong.startswith("hydra."))
             except HydraException:  # the other overrides may be wrong as well: the plain one will do
                 return compose(config.stem)
     finally:

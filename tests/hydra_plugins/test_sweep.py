@@ -138,6 +138,10 @@ def test_a_fixed_choice_brings_its_shape_and_no_other(sweep: Sweep, tmp_path: Pa
         ([], "hydra.sweeper.params must hold something to search, got nothing"),
         (["x=interval(5,-5)"], "x must be an interval from a smaller to a larger number, got 5.0 to -5.0"),
         (["y=interval(0,1)"], "y must be a key of the configuration, got an unknown one"),
+        (
+            ["shape=flat", "search=both", "xx=interval(0,1)", "hydra.sweeper.params.x='interval(0,1)'"],
+            "xx must be a key of the configuration, got an unknown one; did you mean x?",
+        ),
         (["shape=flat,bnet"], "shape must be one of its choices, got bnet; did you mean bent?"),
         ([SPACE, "hydra.sweeper.n_jobs=2"], "hydra.sweeper.n_jobs must be 1 with the basic launcher"),
         ([SPACE, "hydra/sweeper/sampler=grid"], "x must be a range or a choice for a grid"),

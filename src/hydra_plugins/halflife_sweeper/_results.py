@@ -105,14 +105,14 @@ class App:
     """What best.yaml is written for.
 
     Args:
-        config_name: its primary configuration.
+        config_name: its primary configuration, where it has one.
         loader: Hydra's, which knows its groups.
         search: groups that say how to search, which is no part of a run, and what they bring along.
         seed_key: the key that a seed goes to, where trials run over several.
         command: what runs best.yaml, but for what it says itself.
     """
 
-    config_name: str
+    config_name: str | None
     loader: ConfigLoader
     search: dict[str, Brought]
     seed_key: str
@@ -144,7 +144,7 @@ def best_yaml(study: optuna.Study, best: FrozenTrial, app: App) -> str:
     group sets of the run stands in its place.
     """
     overrides = list(best.user_attrs["overrides"])
-    defaults: list[Any] = [app.config_name]
+    defaults: list[Any] = [app.config_name] if app.config_name else []
     values = OmegaConf.create()
     for brought in app.search.values():
         defaults += [{f"override {group}": choice} for group, choice in brought.choices.items()]
@@ -179,7 +179,7 @@ def again(best: FrozenTrial, app: App) -> str:
     return " ".join([app.command, *every, *deleted])
 
 
-def search_groups(overrides: list[str], config_name: str, loader: ConfigLoader) -> dict[str, Brought]:
+def search_groups(overrides: list[str], config_name: str | None, loader: ConfigLoader) -> dict[str, Brought]:
     """Groups whose choice configures the sweeper: they say how to search, not what to run.
 
     Overrides of hydra's own are left out, since some of them need such a group to be there.

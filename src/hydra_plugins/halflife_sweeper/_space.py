@@ -324,22 +324,36 @@ def _sentence(error: HydraException, overrides: list[str], loader: ConfigLoader,
     """The sentence for a trial that does not compose; it names the override that is at fault."""
     from omegaconf import OmegaConf
 
-    for at, override in enumerate(overrides):
+    generic = f"the configuration must compose, got: {first_line(error)}; correct the override"
+    # choices go first and together: what hydra's own overrides name may be there with one of them alone
+    groups = [o for o in overrides if loader.get_group_options(_key(o))]
+    values = [o for o in overrides if o not in groups]
+    for override in groups:
+        text, options = override.partition("=")[2], loader.get_group_options(_key(override))
+        if text not in options and text[:1].isalnum():
+            return f"{_key(override)} must be one of its choices, got {text}; {near(text, options)}"
+    for at in range(len(values) + 1):
         try:
-            loader.load_sweep_config(config, overrides[: at + 1])
+            known = loader.load_sweep_config(config, [*groups, *values[:at]])
         except HydraException as first:
-            key, _, text = override.partition("=")
-            bare = key.lstrip("+~")
-            options = loader.get_group_options(bare)
-            if options:
-                return f"{bare} must be one of its choices, got {text}; {near(text, options)}"
-            known = loader.load_sweep_config(config, overrides[:at])
-            node = OmegaConf.select(known, bare.rpartition(".")[0]) if "." in bare else known
+            if at == 0:
+                return generic
+            bare, text = _key(values[at - 1]), values[at - 1].partition("=")[2]
             parent = bare.rpartition(".")[0]
+            node = OmegaConf.select(known, parent) if parent else known
             beside = [f"{parent}.{k}".lstrip(".") for k in map(str, node)] if OmegaConf.is_dict(node) else []
             if bare in beside:
                 reason = first_line(first.__cause__ or first).rstrip(".")
                 return f"{bare} must be a value that it takes, got {text} ({reason}); correct it"
             hint = near(bare, beside) if beside else "check its spelling"
             return f"{bare} must be a key of the configuration, got an unknown one; {hint}"
-    return f"the configuration must compose, got: {first_line(error)}; correct the override"
+    return generic
+
+
+def _key(override: str) -> str:
+    """What an override names, without what marks it as added or deleted.
+
+    >>> _key("+decay.alpha=3")
+    'decay.alpha'
+    """
+    return override.partition("=")[0].lstrip("+~")
