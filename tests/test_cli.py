@@ -154,6 +154,7 @@ def test_a_process_that_is_refused_exits_with_code_2(words: list[str], tmp_path:
         ),
         ("-m decay=none,expnential,power", "did you mean exponential"),
         ("-m dacay=none,power", "did you mean decay"),
+        ("-m search=half_life hydra.sweeper.n_trails=9", "unknown one; did you mean hydra.sweeper.n_trials"),
         (
             "-m seed=1,2 hydra.sweep.dir=/proc/x",
             "hydra.sweep.dir must be a directory that can be written, got /pr",

@@ -148,6 +148,11 @@ def test_a_fixed_choice_brings_its_shape_and_no_other(sweep: Sweep, tmp_path: Pa
         ([SPACE, "hydra.sweeper.sampler._target_=optuna.samplers.TPE"], "hydra.sweeper.sampler must be one"),
         ([SPACE, "hydra.sweeper.pruner=median"], "as hydra/sweeper/pruner=median"),
         ([SPACE, "hydra.sweeper.sampler=tpe"], "as hydra/sweeper/sampler=tpe"),
+        ([SPACE, "hydra.launcher=joblib"], "as hydra/launcher=joblib"),
+        (
+            [SPACE, "hydra.sweeper.storage=nosql://me:secret@host/x"],
+            "hydra.sweeper.storage must be a storage that can be reached, got nosql://me:***@host/x (",
+        ),
         ([SPACE, "hydra.sweeper.storage=5"], "hydra.sweeper.storage must be a file, a URL or memory, got 5"),
         ([SPACE, "hydra.sweeper.params=x"], "hydra.sweeper.params must be a mapping"),
         ([SPACE, "hydra.sweeper.storage=nosql://x"], "hydra.sweeper.storage must be a storage that can be"),

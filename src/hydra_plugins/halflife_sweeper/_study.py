@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -109,10 +110,10 @@ def connect(storage: Any, stale: Callable[[optuna.Study, FrozenTrial], None] | N
             heartbeat_stale_trial_callback=stale,
         )
     except Exception as error:  # each driver has its own; none is a defect of ours
-        reason = first_line(error)
+        hidden = re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", storage)  # the password, if it has one
         raise InputError(
-            f"hydra.sweeper.storage must be a storage that can be reached, got {storage} ({reason}); correct "
-            "it or start it"
+            f"hydra.sweeper.storage must be a storage that can be reached, got {hidden} "
+            f"({first_line(error)}); correct it, start it, or install its driver"
         ) from error
 
 

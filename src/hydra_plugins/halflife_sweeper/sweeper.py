@@ -121,11 +121,12 @@ class HalflifeSweeper(Sweeper):
         """Raise the InputError for a setting out of range, or two that do not go together."""
         from halflife.errors import InputError, choice, whole
 
-        for name, given in (("sampler", self.sampler), ("pruner", self.pruner)):
+        parts = {"sweeper.sampler": self.sampler, "sweeper.pruner": self.pruner}
+        for name, given in {**parts, "launcher": self.cfg.hydra.launcher}.items():
             if not isinstance(given, DictConfig):
                 raise InputError(
-                    f"hydra.sweeper.{name} must be a mapping with a _target_, got {given}; "
-                    f"choose one with a slash, as hydra/sweeper/{name}={given}"
+                    f"hydra.{name} must be a mapping with a _target_, got {given}; "
+                    f"choose one with a slash, as hydra/{name.replace('.', '/')}={given}"
                 )
         if not isinstance(self.storage, str | DictConfig | None):
             raise InputError(
