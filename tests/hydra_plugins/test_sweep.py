@@ -368,3 +368,17 @@ def test_a_storage_that_goes_away_mid_trial_loses_nothing(
     found = frame(tmp_path)
     assert found["state"].to_list() == ["complete"] * 3
     assert [found["value"][1]] == told, "the result that could not be told is taken from its directory"
+
+
+def test_a_storage_that_goes_away_between_trials_is_one_sentence(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: object) -> None:
+        raise optuna.exceptions.StorageInternalError("of no help") from RuntimeError("no route to host")
+
+    monkeypatch.setattr(_study.Plan, "_bury", away)
+    code, out = sweep(SPACE, "hydra.sweeper.n_trials=2")
+    assert code == 2
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("error: hydra.sweeper.storage must stay reachable, got: no route to host; ")
+    assert not (tmp_path / "study" / "0").exists()

@@ -28,8 +28,12 @@ from halflife.errors import InputError
 from hydra_plugins.halflife_sweeper._space import Node, suggest
 from hydra_plugins.halflife_sweeper._trial import Outcome, Where, first_line
 
-LOST = (StorageInternalError, OSError)
+LOST: tuple[type[Exception], ...] = (StorageInternalError, OSError)
 """What a storage raises that went away."""
+with suppress(ImportError):  # Redis, where its driver is installed, has errors of its own
+    from redis.exceptions import RedisError
+
+    LOST = (*LOST, RedisError)
 PATIENCE_S = (1, 2, 4, 8)
 HEARTBEAT_S = 60
 DEATHS = 3
@@ -38,6 +42,20 @@ DEATHS = 3
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with Study.optimize")
+
+
+def lost(error: Exception, then: str = "") -> InputError:
+    """The sentence for a storage that went away and did not come back.
+
+    Args:
+        error: one of LOST.
+        then: what the same command does beyond going on.
+    """
+    reason = first_line(error.__cause__ or error)  # Optuna's own sentence about a database is of no help
+    return InputError(
+        f"hydra.sweeper.storage must stay reachable, got: {reason}; bring it back and run the same command "
+        f"again{then}"
+    )
 
 
 class _KernelLock(JournalFileSymlinkLock):
@@ -335,11 +353,8 @@ class Plan:
                 break
             except LOST as error:
                 if pause is None:
-                    raise InputError(
-                        "hydra.sweeper.storage must stay reachable, got: "
-                        f"{first_line(error)}; bring it back and run the same command again, "
-                        f"which finds the result of trial {number} in its directory"
-                    ) from error
+                    found = f", which finds the result of trial {number} in its directory"
+                    raise lost(error, found) from error
                 time.sleep(pause)
         self._at_work.discard(number)
 

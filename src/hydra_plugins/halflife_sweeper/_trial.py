@@ -108,7 +108,8 @@ class _Running:
             prune = study.pruner.prune(study, storage.get_trial(trial_id))
         except LOST as error:
             if not self.lost:
-                log.warning(f"the study cannot be reached, so that this trial cannot be pruned: {error}")
+                reason = first_line(error.__cause__ or error)
+                log.warning(f"the study cannot be reached, so that this trial cannot be pruned: {reason}")
             self.lost = True
             return None
         return f"pruned at step {step} with {value:.6g}" if prune else None

@@ -92,6 +92,7 @@ class HalflifeSweeper(Sweeper):
 
         from hydra_plugins.halflife_sweeper._results import App
         from hydra_plugins.halflife_sweeper._space import check_composes, described, read_space
+        from hydra_plugins.halflife_sweeper._study import LOST, lost
         from hydra_plugins.halflife_sweeper._trial import TrialTask
 
         loader = self.context.config_loader
@@ -114,6 +115,8 @@ class HalflifeSweeper(Sweeper):
         )
         try:
             return self._loop(plan, app)
+        except LOST as error:  # between two trials
+            raise lost(error) from error
         finally:
             plan.workers.leave()
 
@@ -162,8 +165,8 @@ class HalflifeSweeper(Sweeper):
                 f"got {self.pruner.get('_target_')}; add hydra/sweeper/pruner=none"
             )
         target = str(self.cfg.hydra.launcher.get("_target_"))
-        # joblib's pool is not to be entered from several threads: its jobs go out together, in rounds
-        self.threads = self.n_jobs > 1 and not target.endswith("JoblibLauncher")
+        # joblib's pool and Ray's start are not to be entered from several threads: jobs go out in rounds
+        self.threads = self.n_jobs > 1 and not target.endswith(("JoblibLauncher", "RayLauncher"))
         self.in_process = target.endswith("BasicLauncher")
         if self.in_process:
             if self.n_jobs > 1:
