@@ -382,3 +382,21 @@ def test_a_storage_that_goes_away_between_trials_is_one_sentence(
     last = out.strip().splitlines()[-1]
     assert last.startswith("error: hydra.sweeper.storage must stay reachable, got: no route to host; ")
     assert not (tmp_path / "study" / "0").exists()
+
+
+def test_the_best_trial_of_an_app_without_a_primary_configuration_runs_again(tmp_path: Path) -> None:
+    app = tmp_path / "bare.py"
+    app.write_text(
+        "import hydra\n\n\n@hydra.main(version_base=None, config_path=None)\n"
+        "def main(cfg):\n    print('x is', cfg.x)\n    return -cfg.x\n\n\nmain()\n"
+    )
+
+    def python(*words: str) -> str:
+        return subprocess.run(
+            [sys.executable, str(app), *words], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    own = ["hydra/sweeper=halflife", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=study"]
+    python("-m", *own, "+x=interval(1,2)")
+    again = python("--config-dir", "study", "--config-name", "best")
+    assert again.splitlines()[-1] == f"x is {-frame(tmp_path)['value'][0]}"
