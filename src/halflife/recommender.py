@@ -29,6 +29,7 @@ from halflife.encoders.vectors import ItemVectors
 from halflife.errors import InputError, choice, number, shown, whole
 from halflife.interest.behaviour_text import BehaviourText
 from halflife.interest.compose import Interest
+from halflife.losses import at_least_float32
 
 Loss = Callable[..., Tensor]
 
@@ -58,7 +59,7 @@ def score(
     # text has its encoder here.
     half = interest.reads_text and torch.is_autocast_enabled(items.device.type)
     with torch.autocast(items.device.type, enabled=half):
-        items = items if interest.reads_text else items.float()
+        items = items if interest.reads_text else at_least_float32(items)
         # embedding, not items[…]: the gradient of indexing adds up in whatever order the threads come
         history, candidates = embedding(batch.history, items), embedding(batch.candidates, items)
         return score_vectors(decay, interest, batch, history, candidates, candidate_decay)
