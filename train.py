@@ -24,8 +24,9 @@ def run(cfg: DictConfig, run_dir: Path) -> float | list[float]:
     from hydra.utils import instantiate
 
     from halflife import loggers, settings, summary, tracking
+    from halflife.checkpoints import check_checkpoint
     from halflife.estimate import estimate, refit
-    from halflife.recommender import build, check_checkpoint
+    from halflife.recommender import build
 
     tracking.quiet()
     settings.check(cfg)
@@ -57,8 +58,8 @@ def run(cfg: DictConfig, run_dir: Path) -> float | list[float]:
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt, weights_only=False)
         # the best checkpoint, its few scalars refitted, is what is validated, tested and returned
         best = checkpoint.best_model_path
-        again = (lambda: refit(module, data.sample("train"))) if cfg.refit else (lambda: None)
-        fit = tracking.load_best(best, module, again)
+        splits = data.sample("train"), data.sample("val")  # read when they are asked for
+        fit = tracking.load_best(best, module, lambda: refit(module, *splits) if cfg.refit else None)
         trainer.validate(module, datamodule=data, verbose=False)
         found = {k: float(v) for k, v in trainer.callback_metrics.items()}
         trainer.test(module, datamodule=data, verbose=False)

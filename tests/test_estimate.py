@@ -152,6 +152,27 @@ def test_the_refit_ends_where_the_loss_is_least(make_log: MakeLog) -> None:
     assert loss_of(module, batches) == pytest.approx(least, rel=1e-6)
 
 
+def test_where_vectors_learn_the_held_out_split_is_fitted_beside_and_changes_nothing(
+    make_log: MakeLog,
+) -> None:
+    data = log_of(make_log)
+    alone, beside, fixed = module_of(data), module_of(data), module_of(data)
+    for module in (alone, beside):  # a table that could have learned
+        module.encoder.free = nn.Parameter(torch.zeros(1))
+    found = estimate(alone, refit(alone, data.sample("train")))
+    told = estimate(beside, refit(beside, data.sample("train"), data.sample("test")))
+    own = module_of(data)
+    expected = estimate(own, refit(own, data.sample("test")))
+    held_out = told.pop("held_out")
+    assert held_out.pop("status") == expected["status"] == "estimated"
+    assert held_out == {k: pytest.approx(expected[k], rel=1e-3) for k in ("half_life_days", "low", "high")}
+    assert told == found
+    assert dict(beside.named_parameters()).keys() == dict(alone.named_parameters()).keys()
+    for name, value in alone.named_parameters():
+        assert torch.equal(value, beside.get_parameter(name)), name
+    assert "held_out" not in estimate(fixed, refit(fixed, data.sample("train"), data.sample("test")))
+
+
 @pytest.mark.parametrize("start_days", [0.01, 300.0])
 def test_the_refit_finds_the_minimum_from_far_away_too(make_log: MakeLog, start_days: float) -> None:
     data = log_of(make_log)

@@ -37,6 +37,7 @@ ORDER = [
     "losses",
     "metrics",
     "recommender",
+    "checkpoints",
     "likelihood",
     "heterogeneity",
     "estimate",

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 
 from halflife import losses, metrics
 from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
+from halflife.checkpoints import check_checkpoint
 from halflife.decay.exponential import Exponential
 from halflife.decay.fourier import Fourier
 from halflife.decay.kernel import Kernel
@@ -32,7 +33,7 @@ from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError
 from halflife.interest.attention import Attention
 from halflife.interest.pool import Pool
-from halflife.recommender import Recommender, check_checkpoint, score
+from halflife.recommender import Recommender, score
 from tests.conftest import TEXT
 
 CONF = Path(__file__).parents[1] / "conf"

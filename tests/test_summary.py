@@ -10,7 +10,7 @@ import pytest
 
 from halflife.batches import DataModule
 from halflife.recommender import build
-from halflife.summary import ages, caveats, decay_curve, last_table, unsettled
+from halflife.summary import ages, bent, caveats, decay_curve, last_table, unsettled
 from tests.test_conf import composed
 
 
@@ -86,3 +86,24 @@ def test_a_half_life_from_vectors_that_hardly_learned_says_so(
             f"item vectors learned from 2 of {batches} batches: the half-life may move as they learn on"
         )
         assert caveats([{"decay/note": note, "data/split": "by the clock"}]) == [note]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (None, False),
+        ({"status": "not_identified", "half_life_days": None, "low": None, "high": None}, False),
+        ({"status": "estimated", "half_life_days": 5.6, "low": 4.0, "high": 7.9}, False),  # √(0.20² + 0.34²)
+        ({"status": "estimated", "half_life_days": 6.2, "low": 4.4, "high": 8.7}, True),
+        ({"status": "estimated", "half_life_days": 2.6, "low": 1.9, "high": 3.7}, True),
+    ],
+)
+def test_a_split_that_vectors_have_not_seen_and_that_tells_another_half_life_is_a_caveat(
+    other: dict[str, Any] | None, told: bool
+) -> None:
+    here = {"unit": "days", "half_life_days": 4.0, "low": 4 / 1.22, "high": 4 * 1.22}
+    note = bent(here if other is None else {**here, "held_out": other})
+    assert (note is not None) is told
+    if told and other is not None:
+        shown = f"tells {other['half_life_days']} [{other['low']}, {other['high']}] (days)"
+        assert shown in str(note)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.negatives import TRIES, Negatives, contains
+from halflife.negatives import Negatives, contains, draw_distinct
 from halflife.pools import Pool
 from halflife.ranges import mixed, ranges
 from halflife.store import Store
@@ -103,18 +103,13 @@ class Fresh:
         row, column = np.nonzero(mask & (label == 0))
         now, where = store.impression_time[rows][row], place[row, column]
         closed = self._closed(rows)
-        taken, found = np.zeros(0, np.int64), np.full(len(row), -1, np.int64)
-        todo = np.arange(len(row))
-        for turn in range(TRIES):
+
+        def attempt(turn: int, todo: Array) -> tuple[Array, Array]:
             draw = self.pool.draw(_uniform(where[todo], self.settings.seed, epoch, turn), now[todo])
-            key = row[todo].astype(np.int64) * n_items + draw
-            bad = (draw < 0) | contains(closed, key) | contains(taken, key)
-            fresh, at = np.unique(np.where(bad, -1, key), return_index=True)
-            keep = at[fresh >= 0]
-            found[todo[keep]], taken = draw[keep], np.sort(np.r_[taken, key[keep]])
-            todo = np.delete(todo, keep)
-            if len(todo) == 0:
-                break
+            return draw, contains(closed, row[todo].astype(np.int64) * n_items + draw)
+
+        found, taken = draw_distinct(row, n_items, attempt)
+        todo = np.flatnonzero(found < 0)
         old = row.astype(np.int64) * n_items + item[row, column]
         spare = np.flatnonzero(~contains(taken, old))  # of the Store's, in the order of rows
         rank = np.arange(len(todo)) - np.searchsorted(row[todo], row[todo])

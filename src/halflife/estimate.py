@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Fit:
         bend: Hessian of −log L, (P, P).
         gain: log-likelihood (nats) over that of the same model without decay; None where no half-life is
             free.
+        held_out: of the same parameters on a split that item vectors have not learned from; None where they
+            learned from none.
     """
 
     likelihood: Likelihood
@@ -38,9 +40,10 @@ class Fit:
     gradient: Tensor
     bend: Tensor
     gain: float | None
+    held_out: "Fit | None" = None
 
 
-def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
+def refit(module: Recommender, batches: Iterable[Batch], held_out: Iterable[Batch] = ()) -> Fit | None:
     """Move decay, scale, bias and sink to the minimum of −log L, item vectors held as they are.
 
     Stochastic steps leave a half-life a few percent to either side of where the loss is least, and stay where
@@ -50,6 +53,8 @@ def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
     Args:
         module: after the fit; its parameters are changed in place.
         batches: of the training split; any order.
+        held_out: of the validation split, on which a second fit is made where item vectors learned, since
+            those know the training clicks; it is stated beside the first and changes nothing.
 
     Returns:
         What `estimate` needs, or None where nothing is free, or no item vectors are there to be held.
@@ -58,12 +63,17 @@ def refit(module: Recommender, batches: Iterable[Batch]) -> Fit | None:
         return None
     training = module.training
     module.eval()
-    likelihood = Likelihood(module, batches, module.encoder.catalogue())
+    vectors = module.encoder.catalogue()
+    likelihood = Likelihood(module, batches, vectors)
     module.train(training)
     if not likelihood.names:
         return None
     fit = fit_likelihood(likelihood)
     put(module, fit)
+    learned = any(p.requires_grad for p in module.encoder.parameters())
+    others = list(held_out) if learned and module.decay.half_life is not None else []
+    if others:
+        fit = replace(fit, held_out=fit_likelihood(Likelihood(module, others, vectors)))
     return fit
 
 
@@ -155,6 +165,12 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
             intervals[name] = [float(h.detach()) * math.exp(sign * Z * sd_group) for sign in (-1, 1)]
     if intervals:
         out["half_lives_intervals"] = intervals
+    if fit.held_out is not None:
+        put(module, fit.held_out)
+        beside = estimate(module, fit.held_out)
+        put(module, fit)
+        kept = (f"half_life_{module.unit}", "low", "high", "status")
+        out["held_out"] = {key: beside[key] for key in kept}
     low, high = value * math.exp(-Z * sd), value * math.exp(Z * sd)
     found = {"low": low, "high": high, "sd_log_half_life": sd, "identified": True}
     return {**out, **found, "status": "estimated", "how": how}

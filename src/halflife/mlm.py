@@ -23,9 +23,10 @@ from torchmetrics import CatMetric
 
 from halflife import loggers, pretrained, settings, tracking
 from halflife.batches import DataModule
+from halflife.checkpoints import read_checkpoint
 from halflife.errors import InputError, number, whole
 from halflife.ranges import ranges
-from halflife.recommender import read_checkpoint, seed_step
+from halflife.recommender import seed_step
 from halflife.sampler import BatchRows
 from halflife.summary import peak_mib, write_json
 

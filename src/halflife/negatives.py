@@ -1,5 +1,6 @@
 """Impressions for logs that have none: each basket's items against seeded negatives of the same moment."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,31 +113,21 @@ def sample(
     owner = np.repeat(impression, settings.per_positive)
     moment = when[first][owner]
     pool = Pool(settings.by, settings.window_s, item, time)
-    taken = np.zeros(0, np.int64)
     # the first time each user met each item, to find what had been seen before a moment
     pair, pair_first = np.unique(user.astype(np.int64) * n_items + item, return_index=True)
     pair_time = time[pair_first]  # events are in time order within a user, so the first index is the earliest
 
-    negative = np.full(len(owner), -1, np.int64)
-    todo = np.arange(len(owner))
-    for _ in range(TRIES):
+    def attempt(_: int, todo: Array) -> tuple[Array, Array]:
         draw = pool.draw(rng.random(len(todo)), moment[todo])
-        key = owner[todo].astype(np.int64) * n_items + draw
         # what another part of a split basket holds was clicked in this very second: no negative either
-        bad = (draw < 0) | contains(taken, key)
-        bad |= contains(in_basket, basket[owner[todo]].astype(np.int64) * n_items + draw)
+        bad = contains(in_basket, basket[owner[todo]].astype(np.int64) * n_items + draw)
         if settings.exclude_seen:
             own = basket_user[owner[todo]].astype(np.int64) * n_items + draw
             at = np.minimum(np.searchsorted(pair, own), len(pair) - 1)
             bad |= (pair[at] == own) & (pair_time[at] < moment[todo])
-        fresh, where = np.unique(np.where(bad, -1, key), return_index=True)
-        keep = where[fresh >= 0]  # one draw of an item per impression, the rest try again
-        negative[todo[keep]] = draw[keep]
-        taken = np.sort(np.r_[taken, key[keep]])  # none of them in both: union1d hashes, 50 times slower here
-        todo = np.delete(todo, keep)
-        if len(todo) == 0:
-            break
+        return draw, bad
 
+    negative, _ = draw_distinct(owner, n_items, attempt)
     real = negative >= 0
     imp = np.r_[impression, owner[real]]
     items = np.r_[positive, negative[real]]
@@ -144,6 +135,39 @@ def sample(
     order = np.lexsort((rng.random(len(imp)), imp))  # shuffled within: place says nothing about the label
     offsets = np.r_[0, np.cumsum(np.bincount(imp, minlength=len(first)))]
     return basket_user, when[first], offsets, items[order], label[order], int((~real).sum())
+
+
+def draw_distinct(
+    owner: Array, n_items: int, attempt: Callable[[int, Array], tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """Draw an item for each place, no item twice for one owner; what is refused is drawn again.
+
+    Args:
+        owner: of each place, for whom an item is drawn once.
+        n_items: size of the catalogue.
+        attempt: the try, from 0, and the places that are still empty, to an item for each (−1: none there)
+            and whether it is refused.
+
+    Returns:
+        item: of each place, −1 where every try was refused.
+        taken: owner · n_items + item of all that was drawn, ascending.
+
+    Shape: owner (places,) → item (places,), taken (drawn,).
+    """
+    found, taken = np.full(len(owner), -1, np.int64), np.zeros(0, np.int64)
+    todo = np.arange(len(owner))
+    for turn in range(TRIES):
+        if len(todo) == 0:
+            break
+        item, refused = attempt(turn, todo)
+        key = owner[todo].astype(np.int64) * n_items + item
+        bad = (item < 0) | refused | contains(taken, key)
+        fresh, where = np.unique(np.where(bad, -1, key), return_index=True)
+        keep = where[fresh >= 0]  # one draw of an item per owner, the rest try again
+        found[todo[keep]] = item[keep]
+        taken = np.sort(np.r_[taken, key[keep]])  # none of them in both: union1d hashes, 50 times slower here
+        todo = np.delete(todo, keep)
+    return found, taken
 
 
 def log_rate(

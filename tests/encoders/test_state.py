@@ -13,11 +13,12 @@ from torch import Tensor
 
 from halflife import losses, metrics
 from halflife.batches import Batch, DataModule, Impressions
+from halflife.checkpoints import check_checkpoint
 from halflife.decay.exponential import Exponential
 from halflife.encoders import tuning
 from halflife.encoders.text import TextEncoder
 from halflife.interest.pool import Pool
-from halflife.recommender import Recommender, check_checkpoint
+from halflife.recommender import Recommender
 from tests.conftest import TEXT
 from tests.encoders.test_tuning import YAMLS, mode_of
 
