@@ -58,6 +58,21 @@ def test_the_last_table_says_what_stands_behind_a_half_life(
 
 
 @pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [(5.2, 4.1, 6.4, ["5.2", "4.1 – 6.4"]), (None, None, None, ["not identified", ""])],
+)
+def test_the_last_table_shows_the_half_life_of_clicks_that_vectors_have_not_learned_from(
+    value: float | None, low: float | None, high: float | None, shown: list[str]
+) -> None:
+    held_out = {"status": "estimated", "half_life_days": value, "low": low, "high": high}
+    told = {"status": "estimated", "half_life_days": 4.0, "low": 3.0, "high": 5.0, "held_out": held_out}
+    found = {"data/test_impressions": 10, "data/split": "by the clock"}
+    table = last_table(found, {"unit": "days", "kernel": "power", **told}, Path("run"))
+    rows = {row[0]: list(row[1:3]) for row in zip(*(c.cells for c in table.columns), strict=True)}
+    assert rows["  by validation clicks alone"] == shown
+
+
+@pytest.mark.parametrize(
     ("model", "share", "told"), [("id_embedding", 2, True), ("id_embedding", None, False)]
 )
 def test_a_half_life_from_vectors_that_hardly_learned_says_so(

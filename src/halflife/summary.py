@@ -365,6 +365,10 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
         table.add_row(name, f"{half_life:.3g}", interval, "", "")
     elif estimate["status"] == "not_identified":
         table.add_row(name, "not identified", "", "", "")
+    if (other := estimate.get("held_out")) is not None:
+        value, low, high = (other[key] for key in (f"half_life_{unit}", "low", "high"))
+        told = ["not identified", ""] if low is None else [f"{value:.3g}", f"{low:.3g} – {high:.3g}"]
+        table.add_row("  by validation clicks alone", *told, "", "")
     groups = estimate.get("half_lives", {})
     for group, value in list(groups.items())[:GROUPS_SHOWN]:
         ends = estimate.get("half_lives_intervals", {}).get(group)
