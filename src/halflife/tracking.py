@@ -157,6 +157,8 @@ def on_terminal() -> bool:
 def quiet() -> None:
     """Silence what libraries say about settings that are ours to choose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # PEFT imports it wherever it is installed, and it asks for kernels that no run here reads
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*logging interval.*",
