@@ -31,8 +31,8 @@ class Fit:
         bend: Hessian of −log L, (P, P).
         gain: log-likelihood (nats) over that of the same model without decay; None where no half-life is
             free.
-        held_out: of the same parameters on a split that item vectors have not learned from; None where they
-            learned from none.
+        held_out: of the same parameters on a split that item vectors have not learned from; None where none
+            was given, or vectors or half-life are fixed.
     """
 
     likelihood: Likelihood
@@ -43,7 +43,9 @@ class Fit:
     held_out: "Fit | None" = None
 
 
-def refit(module: Recommender, batches: Iterable[Batch], held_out: Iterable[Batch] = ()) -> Fit | None:
+def refit(
+    module: Recommender, batches: Iterable[Batch], held_out: Iterable[Batch] | None = None
+) -> Fit | None:
     """Move decay, scale, bias and sink to the minimum of −log L, item vectors held as they are.
 
     Stochastic steps leave a half-life a few percent to either side of where the loss is least, and stay where
@@ -53,8 +55,9 @@ def refit(module: Recommender, batches: Iterable[Batch], held_out: Iterable[Batc
     Args:
         module: after the fit; its parameters are changed in place.
         batches: of the training split; any order.
-        held_out: of the validation split, on which a second fit is made where item vectors learned, since
-            those know the training clicks; it is stated beside the first and changes nothing.
+        held_out: of the validation split, on which a second fit is made where item vectors and a half-life
+            learned, since those vectors know the training clicks; it is stated beside the first and changes
+            nothing.
 
     Returns:
         What `estimate` needs, or None where nothing is free, or no item vectors are there to be held.
@@ -70,11 +73,10 @@ def refit(module: Recommender, batches: Iterable[Batch], held_out: Iterable[Batc
         return None
     fit = fit_likelihood(likelihood)
     put(module, fit)
-    learned = any(p.requires_grad for p in module.encoder.parameters())
-    others = list(held_out) if learned and module.decay.half_life is not None else []
-    if others:
-        fit = replace(fit, held_out=fit_likelihood(Likelihood(module, others, vectors)))
-    return fit
+    tells = module.learns_decay and module.decay.half_life is not None
+    if held_out is None or not (tells and module.learns_vectors):
+        return fit
+    return replace(fit, held_out=fit_likelihood(Likelihood(module, held_out, vectors)))
 
 
 @torch.no_grad()
@@ -137,7 +139,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         out["parameters_effective"] = parameters_effective(fit.likelihood, fit.point.theta)
     if value is None:
         return {**out, "status": "no_half_life", "how": "the kernel has no half-life"}
-    if not any(p.requires_grad for p in module.decay.parameters()):
+    if not module.learns_decay:
         return {**out, "status": "fixed", "how": "fixed by the configuration, not estimated"}
     if fit is None:
         why = "without item vectors " if module.interest.reads_text else ""

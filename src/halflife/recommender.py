@@ -165,6 +165,16 @@ class Recommender(pl.LightningModule):
         """The kernel of clicks, and that of candidates where there is one."""
         return [self.decay] if self.candidate_decay is None else [self.decay, self.candidate_decay]
 
+    @property
+    def learns_vectors(self) -> bool:
+        """Whether training changes the items' vectors."""
+        return any(p.requires_grad for p in self.encoder.parameters())
+
+    @property
+    def learns_decay(self) -> bool:
+        """Whether training changes the kernel of clicks."""
+        return any(p.requires_grad for p in self.decay.parameters())
+
     def forward(self, batch: Batch) -> Tensor:
         """Scores (B, C) of a batch, its items encoded here; logits, padded places included."""
         return self.score(batch, self.encoder(batch))

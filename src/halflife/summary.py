@@ -297,7 +297,7 @@ def unsettled(module: Recommender) -> str | None:
     trainer = module.trainer
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     done, whole = trainer.fit_loop.total_batch_idx + 1, len(data.train_dataloader())
-    if done >= whole or not any(p.requires_grad for p in module.encoder.parameters()):
+    if done >= whole or not module.learns_vectors:
         return None
     return f"item vectors learned from {done:,} of {whole:,} batches: the half-life may move as they learn on"
 
@@ -361,18 +361,18 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     if half_life is not None:
         name += _short(half_life, unit)
         without = {"fixed": "fixed", "not_refitted": "not estimated"}
-        interval = without.get(estimate["status"]) or f"{estimate['low']:.3g} – {estimate['high']:.3g}"
+        interval = without.get(estimate["status"]) or _span(estimate["low"], estimate["high"])
         table.add_row(name, f"{half_life:.3g}", interval, "", "")
     elif estimate["status"] == "not_identified":
         table.add_row(name, "not identified", "", "", "")
     if (other := estimate.get("held_out")) is not None:
         value, low, high = (other[key] for key in (f"half_life_{unit}", "low", "high"))
-        told = ["not identified", ""] if low is None else [f"{value:.3g}", f"{low:.3g} – {high:.3g}"]
+        told = ["not identified", ""] if low is None else [f"{value:.3g}", _span(low, high)]
         table.add_row("  by validation clicks alone", *told, "", "")
     groups = estimate.get("half_lives", {})
     for group, value in list(groups.items())[:GROUPS_SHOWN]:
         ends = estimate.get("half_lives_intervals", {}).get(group)
-        interval = f"{ends[0]:.3g} – {ends[1]:.3g}" if ends else ""
+        interval = _span(*ends) if ends else ""
         table.add_row(f"  {group}", f"{value:.3g}", interval, "", "")
     if len(groups) > GROUPS_SHOWN:
         table.add_row(f"  and {len(groups) - GROUPS_SHOWN} more in decay.json", "", "", "", "")
@@ -399,6 +399,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     temporary.replace(path)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.3g} – {high:.3g}"
 
 
 def _short(half_life: float, unit: str) -> str:
