@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -29,10 +29,35 @@ Array = NDArray[Any]
 STRANGERS = "events of items that are not in the catalogue"
 UNKNOWN = "unknown"  # what a missing category or kind is called
 LATEST_S = 10**11  # the year 5138: a later publication is in milliseconds
-BATCH_ROWS = 500_000  # events that are indexed together
+BATCH_ROWS = 200_000  # events that are indexed together
+READ_ROWS = 20_000  # events that are read in one piece; some dozen at a time
 BUCKET_ROWS = 2_000_000  # events that are sorted together
 MOST_BUCKETS = 1_000  # files; a log with more events has larger buckets
+USER_PARTS = 64  # of a log with more rows than a bucket: the rows of each are counted by user together
 EVENT = np.dtype([("user", np.int32), ("item", np.int32), ("time", np.int64), ("kind", np.int16)])
+
+
+class Written(NamedTuple):
+    """What `_write_log` wrote, and what it left out.
+
+    Args:
+        users, events: how many.
+        kinds: of the events, in the order of their codes.
+        vectors: what `item_vectors.write` says of the items' own.
+        counts: of the impressions.
+        first_event: of every item, in seconds; the largest int64 where it has none.
+        dropped: rows by the reason they were left out for.
+        found: whatever looks wrong.
+    """
+
+    users: int
+    events: int
+    kinds: list[str]
+    vectors: dict[str, int] | None
+    counts: Counts
+    first_event: Array
+    dropped: dict[str, int]
+    found: list[quality.Finding]
 
 
 def build(log: Tables, settings: Negatives | None, directory: Path, engine: Engine = local) -> None:
@@ -54,9 +79,56 @@ def build(log: Tables, settings: Negatives | None, directory: Path, engine: Engi
     categories = _words(
         items["category"].fill_null(UNKNOWN).unique().sort().to_list(), "items.category", np.int32
     )
-    events, users, found = _users(log)
+    written = _write_log(log, settings, items, directory, engine)
+    _write_histories(directory, engine)
+    np.save(directory / "item_born.npy", _born(items["published_s"], log, written))
+    code = items.select(pl.col("category").fill_null(UNKNOWN).cast(pl.Enum(categories)).to_physical())
+    np.save(directory / "item_category.npy", code.to_series().to_numpy().astype(np.int32))
+    items.write_parquet(directory / "items.parquet")
+    shutil.rmtree(scratch)
+    truth = {k: v for k, v in (log.truth or {}).items() if k != "probabilities"}
+    about = {
+        "fingerprint": _fingerprint(items, written.kinds, directory),
+        "has_click_times": log.has_click_times,
+        "has_impressions": log.has_impressions,
+        "has_dwell": log.has_dwell,
+        "note": log.note,
+        "pseudonymous": log.pseudonymous,
+        "planted": truth or None,
+        "bayes_auc": _bayes_auc(directory / "candidate_probability.npy"),
+        "users": written.users,
+        "items": len(items),
+        "vectors": written.vectors,
+        "events": written.events,
+        "kinds": written.kinds,
+        "categories": categories,
+        "impressions": written.counts.impressions,
+        "candidates": written.counts.candidates,
+        "positives": written.counts.positives,
+        "dropped": written.dropped,
+        "quality": written.found,
+        "leakage": {"histories_checked": written.counts.impressions, "future_events_found": 0},
+        "build_s": round(time.perf_counter() - started, 3),
+    }
+    (directory / "store.json").write_text(json.dumps(about, indent=2))
+
+
+def _write_log(
+    log: Tables, settings: Negatives | None, items: pl.DataFrame, directory: Path, engine: Engine
+) -> Written:
+    """Write the arrays of events, impressions and item vectors; the index of ids is gone when it returns.
+
+    Args:
+        log, settings, directory, engine: as of `build`.
+        items: the catalogue by id.
+    """
+    scratch = directory / "scratch"
+    events, users, found = _users(log, scratch)
+    users.select("user_id").write_parquet(directory / "users.parquet")
+    index, per_user = Index(items["item_id"], users["user_id"]), users["events"].to_numpy()
+    del users  # as large as the index, which has the ids too
     found += quality.texts(items)
-    n_events = int(users["events"].sum())
+    n_events = int(per_user.sum())
     if log.impressions is None and settings is None:
         raise InputError(
             "data.negatives must be set for a log without impressions, got null; keep the yaml's block"
@@ -67,12 +139,11 @@ def build(log: Tables, settings: Negatives | None, directory: Path, engine: Engi
             "in_view; choose one of them, since nobody knows what was shown beside what was clicked"
         )
     vectors, left_out = item_vectors.write(log, items["item_id"], directory)
-    index = Index(items["item_id"], users["user_id"])
     logged = None if log.impressions is None else Logged(log, index, scratch)
     found += [] if logged is None else logged.found
     dropped = log.dropped | left_out | {f.what: f.rows for f in found if not f.kept}
     sweep = None if logged is None else Sweep(logged.edges, logged.first_s, len(items), scratch)
-    dealt, kinds, per_user = _deal(events, index, users["events"].to_numpy(), sweep, scratch)
+    dealt, kinds, per_user = _deal(events, index, per_user, sweep, scratch)
     kept = int(per_user.sum())
     if kept < n_events:
         dropped[STRANGERS] = n_events - kept
@@ -83,11 +154,11 @@ def build(log: Tables, settings: Negatives | None, directory: Path, engine: Engi
             f"events.item_id must be items of the catalogue, got none that is among {n_events} events; "
             "give events and items the same ids"
         )
-    first_event, twice, example = _write_events(dealt, per_user, kinds, len(items), directory, engine)
+    first_event, twice, (user, item, second) = _write_events(
+        dealt, per_user, kinds, len(items), directory, engine
+    )
     if twice:
-        shown = (
-            f"user {users['user_id'][example[0]]}, item {items['item_id'][example[1]]}, second {example[2]}"
-        )
+        shown = f"user {index.users.categories[user]}, item {items['item_id'][item]}, second {second}"
         found.append(quality.Finding("events that repeat another in every column", twice, shown, kept=True))
     if logged is not None and sweep is not None:
         counts = write(logged, logged.deal(), sweep, directory, engine)
@@ -98,38 +169,7 @@ def build(log: Tables, settings: Negatives | None, directory: Path, engine: Engi
         counts = write(drawn, drawn.candidates, drawn.sweep(len(items), directory), directory, engine)
     else:
         raise AssertionError("a log has impressions, or settings to draw them")
-    _write_histories(directory, engine)
-    np.save(directory / "item_born.npy", _born(items["published_s"], log, first_event, counts))
-    code = items.select(pl.col("category").fill_null(UNKNOWN).cast(pl.Enum(categories)).to_physical())
-    np.save(directory / "item_category.npy", code.to_series().to_numpy().astype(np.int32))
-    items.write_parquet(directory / "items.parquet")
-    users.select("user_id").write_parquet(directory / "users.parquet")
-    shutil.rmtree(scratch)
-    truth = {k: v for k, v in (log.truth or {}).items() if k != "probabilities"}
-    about = {
-        "fingerprint": _fingerprint(items, sorted(kinds), directory),
-        "has_click_times": log.has_click_times,
-        "has_impressions": log.has_impressions,
-        "has_dwell": log.has_dwell,
-        "note": log.note,
-        "pseudonymous": log.pseudonymous,
-        "planted": truth or None,
-        "bayes_auc": _bayes_auc(directory / "candidate_probability.npy"),
-        "users": len(users),
-        "items": len(items),
-        "vectors": vectors,
-        "events": kept,
-        "kinds": sorted(kinds),
-        "categories": categories,
-        "impressions": counts.impressions,
-        "candidates": counts.candidates,
-        "positives": counts.positives,
-        "dropped": dropped,
-        "quality": found,
-        "leakage": {"histories_checked": counts.impressions, "future_events_found": 0},
-        "build_s": round(time.perf_counter() - started, 3),
-    }
-    (directory / "store.json").write_text(json.dumps(about, indent=2))
+    return Written(len(per_user), kept, sorted(kinds), vectors, counts, first_event, dropped, found)
 
 
 def _items(log: Tables) -> pl.DataFrame:
@@ -147,47 +187,72 @@ def _items(log: Tables) -> pl.DataFrame:
     return items
 
 
-def _users(log: Tables) -> tuple[pl.LazyFrame, pl.DataFrame, list[quality.Finding]]:
+def _users(log: Tables, scratch: Path) -> tuple[pl.LazyFrame, pl.DataFrame, list[quality.Finding]]:
     """Every user by id, with how many events they have: the one pass that also checks what the events are.
 
     Returns:
         The events that can be true, the users, and what was found.
     """
     events = tables.check_columns("events", log.events, tables.EVENT_COLUMNS)
+    shown = None
+    if log.impressions is not None:
+        shown = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)
     rules = quality.suspects(log.has_click_times)
-    users = _per_user(events, rules)
+    users = _per_user(events, shown, rules, scratch)
     counts = {name: int(users[name].sum()) for name in rules}
     events, found = quality.sift(events, counts, int(users["events"].sum()), rules)
     if found:
-        users = _per_user(events, rules)
+        users = _per_user(events, shown, rules, scratch)
     refuse_missing_times("events", int(users["missing"].sum()))
     if log.has_click_times:
         first_s, last_s = users.select(pl.col("first_s").min(), pl.col("last_s").max()).row(0)
         tables.check_times("events", first_s, last_s)
         found += quality.crowds(users)
-    users = users.select("user_id", pl.col("events").cast(pl.Int64))
-    if log.impressions is not None:
-        shown = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)
-        others = shown.select("user_id").unique().join(users.lazy(), on="user_id", how="anti")
-        more = others.with_columns(events=pl.lit(0, dtype=pl.Int64)).collect(engine="streaming")
-        users = pl.concat([users, more])
-    return events, users.sort("user_id"), found
+    return events, users.select("user_id", "events").sort("user_id"), found
 
 
-def _per_user(events: pl.LazyFrame, rules: dict[str, tuple[str, pl.Expr]]) -> pl.DataFrame:
-    """Events of each user: how many, from when to when, and how many each rule holds for."""
-    users = (
-        events.group_by("user_id")
+def _per_user(
+    events: pl.LazyFrame,
+    shown: pl.LazyFrame | None,
+    rules: dict[str, tuple[str, pl.Expr]],
+    scratch: Path,
+) -> pl.DataFrame:
+    """Events of each user: how many, from when to when, and how many each rule holds for.
+
+    Args:
+        events: of the log.
+        shown: its impressions; who has them and no event is a user too.
+        rules: from `quality.suspects`.
+        scratch: for a log whose rows are too many to be counted at once: a user's rows lie anywhere in it,
+            so that Polars would hold nearly all of them.
+    """
+    rows = events.select(
+        "user_id",
+        "timestamp_s",
+        events=pl.lit(1, pl.Int64),
+        missing=pl.col("timestamp_s").is_null(),
+        **{name: rule for name, (_, rule) in rules.items()},
+    )
+    if shown is not None:
+        rows = pl.concat([rows, shown.select("user_id", events=pl.lit(0, pl.Int64))], how="diagonal")
+    parts, place = [rows], scratch / "users"
+    if rows.head(BUCKET_ROWS + 1).select(pl.len()).collect(engine="streaming").item() > BUCKET_ROWS:
+        dealt = rows.with_columns(part=pl.col("user_id").hash() % USER_PARTS)
+        by_part = pl.PartitionBy(place, key="part", include_key=False)
+        dealt.sink_ipc(by_part, mkdir=True, compression="lz4", engine="streaming")
+        parts = [pl.scan_ipc(part) for part in sorted(place.iterdir())]
+    users = pl.concat(
+        part.group_by("user_id")
         .agg(
-            events=pl.len(),
-            missing=pl.col("timestamp_s").null_count(),
+            pl.col("events", "missing", *rules).sum(),
             first_s=pl.col("timestamp_s").min(),
             last_s=pl.col("timestamp_s").max(),
-            **{name: rule.sum() for name, (_, rule) in rules.items()},
         )
         .collect(engine="streaming")
+        for part in bar(parts, "users")
     )
-    if len(users) == 0:
+    shutil.rmtree(place, ignore_errors=True)
+    if users["events"].sum() == 0:
         raise InputError("the log must hold at least 1 event, got 0; loosen the filters of the data config")
     return users
 
@@ -211,17 +276,18 @@ def _deal(
     )
     kinds: list[str] = []
     kept = np.zeros(len(per_user), np.int64)
-    for batch in indexed.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"):
-        known = batch.filter(pl.col("item").is_not_null())
-        kinds = _words(kinds + sorted(set(batch["kind"].unique()) - set(kinds)), "events.kind", np.int16)
-        rows = np.empty(len(known), EVENT)
-        rows["user"], rows["item"] = known["user"].to_numpy(), known["item"].to_numpy()
-        rows["time"] = known["timestamp_s"].to_numpy()
-        rows["kind"] = known["kind"].cast(pl.Enum(kinds)).to_physical().to_numpy()
-        dealt.add(stretch[rows["user"]], rows)
-        kept += np.bincount(rows["user"], minlength=len(kept))
-        if sweep is not None:
-            sweep.add(rows["time"], rows["item"])
+    with pl.Config(streaming_chunk_size=READ_ROWS):
+        for batch in indexed.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming"):
+            known = batch.filter(pl.col("item").is_not_null())
+            kinds = _words(kinds + sorted(set(batch["kind"].unique()) - set(kinds)), "events.kind", np.int16)
+            rows = np.empty(len(known), EVENT)
+            rows["user"], rows["item"] = known["user"].to_numpy(), known["item"].to_numpy()
+            rows["time"] = known["timestamp_s"].to_numpy()
+            rows["kind"] = known["kind"].cast(pl.Enum(kinds)).to_physical().to_numpy()
+            dealt.add(stretch[rows["user"]], rows)
+            np.add.at(kept, rows["user"], 1)
+            if sweep is not None:
+                sweep.add(rows["time"], rows["item"])
     return dealt, kinds, kept
 
 
@@ -264,7 +330,7 @@ def _write_events(
 
 
 def _write_histories(directory: Path, engine: Engine) -> None:
-    """Write the end of every history, strictly before its impression, and prove it on what is on disk."""
+    """Write the end and the length of every history, proved on what is on disk not to look ahead."""
     start = np.load(directory / "user_start.npy")
     who, when = np.load(directory / "impression_user.npy"), np.load(directory / "impression_time.npy")
     moment = np.load(directory / "event_time.npy", mmap_mode="r")
@@ -284,11 +350,14 @@ def _write_histories(directory: Path, engine: Engine) -> None:
         )
         return start[low : high + 1] - start[low], past, who[rows] - low, when[rows]
 
-    found = np.empty(len(who), np.int64)
+    found, length = np.empty(len(who), np.int64), np.empty(len(who), np.int32)
     stretches = (stretch(at) for at in bar(range(len(edges) - 1), "histories"))
     for at, end in enumerate(engine(shards.history_ends, stretches)):
-        found[by_user[ends[at] : ends[at + 1]]] = start[edges[at]] + end
+        rows = by_user[ends[at] : ends[at + 1]]
+        found[rows] = start[edges[at]] + end
+        length[rows] = found[rows] - start[who[rows]]
     np.save(directory / "history_end.npy", found)
+    np.save(directory / "past_clicks.npy", length)
 
 
 def _words(words: list[str], name: str, dtype: type[np.integer[Any]]) -> list[str]:
@@ -301,13 +370,15 @@ def _words(words: list[str], name: str, dtype: type[np.integer[Any]]) -> list[st
     return words
 
 
-def _born(published_s: pl.Series, log: Tables, first_event: Array, counts: Counts) -> Array:
+def _born(published_s: pl.Series, log: Tables, written: Written) -> Array:
     """When each item appeared, in seconds: its publication, or where the log does not say, when it is first
     seen: at its first event, or in the first logged impression that shows it. Times of events that are only
     an order do not count. An item that is never seen was born with the log's last impression.
     """
     never = np.iinfo(np.int64).max
-    seen = first_event if log.has_click_times else np.full(len(first_event), never)
+    counts, seen = written.counts, written.first_event
+    if not log.has_click_times:
+        seen = np.full(len(seen), never)
     if log.has_impressions:  # a negative that was drawn shows nothing of when its item appeared
         seen = np.minimum(seen, counts.first_shown)
     seen = np.where(seen == never, counts.last_s, seen)

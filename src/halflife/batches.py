@@ -145,8 +145,7 @@ class Impressions(Dataset[Batch]):
 
     def past_clicks(self, rows: Array) -> Array:
         """Clicks before the impression of each row."""
-        start = self.store.user_start[self.store.impression_user[rows]]
-        return np.asarray(self.store.history_end[rows] - start)
+        return np.asarray(self.store.past_clicks[rows])
 
     def lengths(self, rows: Array) -> Array:
         """Clicks in the history of each row, after the cut to `max_history`."""
@@ -211,7 +210,7 @@ class Impressions(Dataset[Batch]):
             label=torch.from_numpy(np.where(shown_mask, label, 0).astype(np.float32)),
             impression=torch.from_numpy(rows.astype(np.int64)),
             user=torch.from_numpy(store.impression_user[rows].astype(np.int64)),
-            past_clicks=torch.from_numpy(past),
+            past_clicks=torch.from_numpy(past.astype(np.int64)),
             item_vectors=vectors,
             item_vector_mask=with_vector,
             log_rate=None if log_rate is None else torch.tensor(log_rate),
@@ -390,8 +389,7 @@ class DataModule(pl.LightningDataModule):
             self._rows = self.split.rows(self.store.impression_time, self.store.impression_user)
         rows = self._rows[split]
         n = len(rows)
-        length = self.store.history_end[rows] - self.store.user_start[self.store.impression_user[rows]]
-        rows = rows[length >= self.min_history]
+        rows = rows[self.store.past_clicks[rows] >= self.min_history]
         if len(rows) == 0:
             raise InputError(
                 f"data.split must leave {split} at least 1 impression with {self.min_history} past clicks, "
@@ -418,8 +416,10 @@ class DataModule(pl.LightningDataModule):
                     f"without text), got {self.batch_tokens}; set data.batch_size"
                 )
             tokens = dataset.token_counts(rows)
-        together = runs(self.store.impression_user[rows], self.targets_per_history) if train else None
-        lengths = dataset.lengths(rows) if train else None
+        together = None
+        if train and self.targets_per_history > 1:
+            together = runs(self.store.impression_user[rows], self.targets_per_history)
+        lengths = dataset.lengths if train else None
         budget = self.batch_tokens or 0
         sampler = BatchRows(rows, lengths, size, self.seed, rank, world, tokens, budget, together)
         sampler.names_epoch = dataset.draws is not None

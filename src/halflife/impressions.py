@@ -23,6 +23,7 @@ from halflife.tables import Tables
 Array = NDArray[Any]
 
 PART_ROWS = 100_000  # impressions that are sorted together
+READ_ROWS = 5_000  # impressions, each with all its candidates, read in one piece; some dozen at a time
 SEEN = np.dtype([("time", np.int64), ("item", np.int32)])
 
 
@@ -146,14 +147,15 @@ class Logged:
         """Check every impression and put it with those of its stretch of time; returns all candidates."""
         self.scratch.mkdir()
         candidates = 0
-        # in the log's own order, which settles ties of time, id and user
-        batches = self.lazy.collect_batches(chunk_size=PART_ROWS, maintain_order=True, engine="streaming")
-        for at, batch in enumerate(batches):
-            candidates += self._check(batch)
-            stretch = np.searchsorted(self.edges, batch["timestamp_s"].to_numpy(), side="right")
-            for i in np.unique(stretch):
-                part = batch.filter(pl.Series(stretch == i))
-                part.write_ipc(self.scratch / f"{i}-{at:09d}.ipc")
+        with pl.Config(streaming_chunk_size=READ_ROWS):
+            # in the log's own order, which settles ties of time, id and user
+            batches = self.lazy.collect_batches(chunk_size=PART_ROWS, maintain_order=True, engine="streaming")
+            for at, batch in enumerate(batches):
+                candidates += self._check(batch)
+                stretch = np.searchsorted(self.edges, batch["timestamp_s"].to_numpy(), side="right")
+                for i in np.unique(stretch):
+                    part = batch.filter(pl.Series(stretch == i))
+                    part.write_ipc(self.scratch / f"{i}-{at:09d}.ipc")
         return candidates
 
     def _check(self, batch: pl.DataFrame) -> int:

@@ -240,7 +240,7 @@ def pretrain(
     rank, world = trainer.global_rank, trainer.world_size
     batches = DataLoader(
         train,
-        sampler=BatchRows(np.arange(len(train.start)), train.length, size, cfg.seed, rank, world),
+        sampler=BatchRows(np.arange(len(train.start)), train.length.__getitem__, size, cfg.seed, rank, world),
         batch_size=None,
     )
     measured = DataLoader(

@@ -74,6 +74,7 @@ class Store:
             an item has none; only where the log has vectors.
         impression_user (int32), impression_time (int64): sorted by time.
         history_end (int64): end of the events strictly before the impression.
+        past_clicks (int32): how many of its user's events those are.
         candidate_start (int64), candidate_item (int32), candidate_label (int8): candidates as ranges.
         candidate_popularity (int32): events of the candidate strictly before the impression.
         candidate_probability (float64): the true probability, only where a simulator knows it.

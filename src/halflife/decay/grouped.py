@@ -116,7 +116,7 @@ class Grouped(Kernel):
         half-life.
         """
         if self.by == "activity":
-            past = store.history_end - store.user_start[store.impression_user]
+            past = store.past_clicks
             doublings = range(1, max(1, int(past.max()).bit_length()))
             self.names = ["1 click", *(f"{2**k} to {2 ** (k + 1) - 1} clicks" for k in doublings)]
         elif self.by == "user":
