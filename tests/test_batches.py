@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from halflife.arrays import build
 from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
-from halflife.errors import InputError, shown
+from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.ranges import runs
 from halflife.sampler import BatchRows
@@ -534,11 +534,14 @@ def test_a_log_of_files_is_found_below_its_root(of_files: Make) -> None:
 
 
 def test_a_missing_root_is_refused(of_files: Make, tmp_path: Path) -> None:
-    for root in (None, str(tmp_path / "nowhere"), str(tmp_path / "log" / "items.csv")):
-        message = refused(lambda root=root: of_files(root=root).store)
-        assert message == (
-            f"data.root must be the folder that holds events.csv, items.csv, got {shown(root)}; give its path"
-        )
+    nowhere, file = tmp_path / "nowhere", tmp_path / "log" / "items.csv"
+    for root, got in (
+        (None, "null; give its path"),
+        (nowhere, f"{nowhere}, which does not exist; correct the path"),
+        (file, f"{file}, which is a file; correct the path"),
+    ):
+        message = refused(lambda root=root: of_files(root=root and str(root)).store)
+        assert message == f"data.root must be the folder of the log's files, got {got}"
 
 
 def test_a_missing_file_is_named(of_files: Make, tmp_path: Path) -> None:

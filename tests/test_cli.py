@@ -188,7 +188,10 @@ def test_a_process_that_is_refused_exits_with_code_2(words: list[str], tmp_path:
         ("cache_dir=null", "data.cache_dir must be a directory, got null"),
         # data
         ("data=movielens", "data.root must be given, got nothing"),
-        ("data=movielens data.root=/nowhere", "the folder that holds **/*, got /nowhere"),
+        (
+            "data=movielens data.root=/nowhere",
+            "data.root must be the folder of the log's files, got /nowhere, which does not exist",
+        ),
         ("data.root=/nowhere", "data.root must be null for a source that reads no files, got /nowhere"),
         (
             "data.files=foo.csv",

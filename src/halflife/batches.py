@@ -369,12 +369,15 @@ class DataModule(pl.LightningDataModule):
             return []
         if self.download and self.root is not None and isinstance(self.remote, list):
             fetch(self.remote, Path(self.root).expanduser())
-        if self.root is None or not Path(self.root).expanduser().is_dir():
-            raise InputError(
-                f"data.root must be the folder that holds {', '.join(self.files)}, got {shown(self.root)}; "
-                "give its path"
-            )
+        if self.root is None:
+            raise InputError("data.root must be the folder of the log's files, got null; give its path")
         root = Path(self.root).expanduser()
+        if not root.is_dir():
+            what = "is a file" if root.exists() else "does not exist"
+            raise InputError(
+                f"data.root must be the folder of the log's files, got {self.root}, which {what}; correct "
+                "the path"
+            )
         found = {pattern: sorted(p for p in root.glob(pattern) if p.is_file()) for pattern in self.files}
         for pattern, paths in found.items():
             if not paths:

@@ -1,0 +1,99 @@
+"""The picture of a grid: every log's half-life over the planted one, coverage, and which kernel was chosen.
+
+python experiments/recovery/figures.py DIR [--impressions 20000]
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from grid import HALF_LIVES, KERNELS
+
+COLOURS = ["tab:blue", "tab:orange", "tab:green", "tab:purple"]
+APART = 0.19  # of kernels beside each other at one half-life
+
+
+def ratios(axes: Any, cells: dict[tuple[str, float], dict[str, Any]]) -> None:
+    """Fitted over planted half-life of each log that identified one, and their geometric mean."""
+    rng = np.random.default_rng(0)
+    for at, half_life in enumerate(HALF_LIVES):
+        for which, (kernel, colour) in enumerate(zip(KERNELS, COLOURS, strict=True)):
+            told = [r for r in cells[kernel, half_life]["logs"] if r.get("identified")]
+            ratio = np.array([r["half_life_days"] / half_life for r in told])
+            x = at + (which - 1.5) * APART
+            axes.plot(x + rng.uniform(-0.05, 0.05, len(ratio)), ratio, ".", ms=4, color=colour, alpha=0.45)
+            if len(ratio):
+                mean = np.exp(np.log(ratio).mean())
+                label = kernel if at == 0 else None
+                axes.plot([x - 0.08, x + 0.08], [mean, mean], color=colour, lw=2.5, label=label)
+            if missing := cells[kernel, half_life]["not_identified"]:
+                low = axes.get_xaxis_transform()  # x as the data, y as a share of the axes
+                axes.text(x, 0.02, f"{missing} refused", transform=low, rotation=90, fontsize=7, ha="center")
+    axes.axhline(1, color="black", lw=0.8, ls=":")
+    axes.set(ylabel="fitted half-life / planted", yscale="log", title="each log, and the geometric mean")
+    low, high = axes.get_ylim()
+    ticks = [t for t in (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4) if low < t < high]
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_yticks([], minor=True)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
+
+
+def coverage(axes: Any, cells: dict[tuple[str, float], dict[str, Any]]) -> None:
+    """The share of intervals that hold the planted half-life, with Wilson's interval."""
+    for at, half_life in enumerate(HALF_LIVES):
+        for which, (kernel, colour) in enumerate(zip(KERNELS, COLOURS, strict=True)):
+            cell, x = cells[kernel, half_life], at + (which - 1.5) * APART
+            if cell["coverage"] is not None:
+                axes.plot([x, x], cell["coverage_interval"], color=colour, lw=1.5)
+                axes.plot(x, cell["coverage"], "o", ms=4, color=colour)
+    axes.axhline(0.95, color="black", lw=0.8, ls=":")
+    axes.set(ylabel="share", ylim=(None, 1.01), title="95 % intervals that hold the planted half-life")
+
+
+def chosen(axes: Any, cells: dict[tuple[str, float], dict[str, Any]]) -> None:
+    """Which kernel AIC chose of those planted, all half-lives together."""
+    counts = np.zeros((len(KERNELS), len(KERNELS)), int)
+    for (kernel, _), cell in cells.items():
+        for other, times in cell["chosen_kernel"].items():
+            counts[KERNELS.index(kernel), KERNELS.index(other)] += times
+    axes.imshow(counts, cmap="Blues", vmin=0)
+    for row, column in np.ndindex(counts.shape):
+        light = "white" if counts[row, column] > counts.max() / 2 else "black"
+        axes.text(column, row, counts[row, column], ha="center", va="center", color=light)
+    axes.set(xticks=range(len(KERNELS)), yticks=range(len(KERNELS)), xlabel="chosen", ylabel="planted")
+    axes.set_xticklabels(KERNELS, rotation=30, ha="right")
+    axes.set_yticklabels(KERNELS)
+    axes.set_title("kernel chosen by AIC (logs)")
+
+
+def main() -> None:
+    """Read the cells that `grid.py` wrote, and leave the picture beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("out", type=Path, help="what grid.py was given")
+    parser.add_argument("--impressions", type=int, choices=[1000, 5000, 20000], default=20000)
+    given = parser.parse_args()
+    cells = {}
+    for kernel in KERNELS:
+        for half_life in HALF_LIVES:
+            cell = given.out / f"sink-{given.impressions}-{kernel}-{half_life:g}d" / "recovery.json"
+            cells[kernel, half_life] = json.loads(cell.read_text())
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(15, 4.8), layout="constrained", dpi=120, width_ratios=[1.5, 1.2, 1]
+    )
+    ratios(left, cells)
+    coverage(middle, cells)
+    chosen(right, cells)
+    for axes in (left, middle):
+        axes.set_xticks(range(len(HALF_LIVES)), [f"{h:g}" for h in HALF_LIVES])
+        axes.set_xlabel("planted half-life (days), in a log of 60 days")
+    figure.savefig(Path(__file__).parent / f"grid-{given.impressions}.png")
+
+
+if __name__ == "__main__":
+    main()
