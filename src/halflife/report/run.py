@@ -130,6 +130,15 @@ def lead(decay: dict[str, Any], found: dict[str, Any], users: int, chosen: dict[
 def how(decay: dict[str, Any], found: dict[str, Any]) -> str:
     """How the half-life was made, and what was planted where that is known."""
     text = f"How it was made: {decay['how']}."
+    if (other := decay.get("held_out")) is not None:
+        told = "is not identified"
+        if other["status"] == "estimated":
+            value, unit = (
+                other[f"half_life_{decay['unit']}"],
+                "days" if decay["unit"] == "days" else "newer clicks",
+            )
+            told = f"is {value:.3g} {unit} {span(other['low'], other['high'])}"
+        text += f" By validation clicks alone, from which item vectors have not learned, it {told}."
     planted = found.get("decay/planted_half_life_days")
     if planted is not None:
         text += f" The log is simulated, with a planted half-life of {planted:g} days"
