@@ -392,7 +392,11 @@ class DataModule(pl.LightningDataModule):
             self._rows = self.split.rows(self.store.impression_time, self.store.impression_user)
         rows = self._rows[split]
         n = len(rows)
-        rows = rows[self.store.past_clicks[rows] >= self.min_history]
+        if rows[-1] - rows[0] == n - 1:  # a stretch of time: nothing is gathered
+            enough = self.store.past_clicks[rows[0] : rows[-1] + 1] >= self.min_history
+        else:
+            enough = self.store.past_clicks[rows] >= self.min_history
+        rows = rows if enough.all() else rows[enough]
         if len(rows) == 0:
             raise InputError(
                 f"data.split must leave {split} at least 1 impression with {self.min_history} past clicks, "
