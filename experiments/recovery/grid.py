@@ -37,7 +37,7 @@ def cells() -> Iterator[tuple[str, list[str]]]:
     )
     yield "readers-alike", ["impressions=5000", "by_user=true"]
     yield "readers-differ", ["impressions=5000", "user_sd=0.8", "by_user=true"]
-    yield "tuned", ["impressions=5000", "vectors=tuned", "seeds=10", "kernels=[exponential,power]"]
+    yield "tuned", ["impressions=5000", "vectors=tuned", "kernels=[exponential,power]"]
 
 
 def days(half_life: float) -> str:
