@@ -201,7 +201,7 @@ def feed(log: Path, cache: Path, workers: int, order: str) -> dict[str, float]:
         if time.perf_counter() - started > FEED_S:
             break
     seconds, cpu = time.perf_counter() - started, time.process_time() - before
-    return {"seconds": seconds, "cpu_s": cpu, "batches": done, "clicks": float(dataset.lengths(rows).mean())}
+    return {"seconds": seconds, "cpu_s": cpu, "batches": done}
 
 
 def measure(what: str, log: Path, cache: Path, *words: str) -> dict[str, float]:

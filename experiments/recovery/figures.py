@@ -5,6 +5,7 @@ python experiments/recovery/figures.py DIR [--impressions 20000]
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,30 @@ from grid import HALF_LIVES, KERNELS
 COLOURS = ["tab:blue", "tab:orange", "tab:green", "tab:purple"]
 APART = 0.19  # of kernels beside each other at one half-life
 
+Cells = dict[tuple[str, float], dict[str, Any]]
 
-def ratios(axes: Any, cells: dict[tuple[str, float], dict[str, Any]]) -> None:
-    """Fitted over planted half-life of each log that identified one, and their geometric mean."""
-    rng = np.random.default_rng(0)
+
+def places(cells: Cells) -> Iterator[tuple[float, str, str, dict[str, Any]]]:
+    """Where each cell stands, its colour and kernel, and the cell: by half-life, then kernel."""
     for at, half_life in enumerate(HALF_LIVES):
         for which, (kernel, colour) in enumerate(zip(KERNELS, COLOURS, strict=True)):
-            told = [r for r in cells[kernel, half_life]["logs"] if r.get("identified")]
-            ratio = np.array([r["half_life_days"] / half_life for r in told])
-            x = at + (which - 1.5) * APART
-            axes.plot(x + rng.uniform(-0.05, 0.05, len(ratio)), ratio, ".", ms=4, color=colour, alpha=0.45)
-            if len(ratio):
-                mean = np.exp(np.log(ratio).mean())
-                label = kernel if at == 0 else None
-                axes.plot([x - 0.08, x + 0.08], [mean, mean], color=colour, lw=2.5, label=label)
-            if missing := cells[kernel, half_life]["not_identified"]:
-                low = axes.get_xaxis_transform()  # x as the data, y as a share of the axes
-                axes.text(x, 0.02, f"{missing} refused", transform=low, rotation=90, fontsize=7, ha="center")
+            yield at + (which - 1.5) * APART, colour, kernel, cells[kernel, half_life]
+
+
+def ratios(axes: Any, cells: Cells) -> None:
+    """Fitted over planted half-life of each log that identified one, and their geometric mean."""
+    rng = np.random.default_rng(0)
+    bottom = axes.get_xaxis_transform()  # x as the data, y as a share of the axes
+    for x, colour, kernel, cell in places(cells):
+        planted = cell["planted"]["half_life_days"]
+        ratio = np.array([r["half_life_days"] / planted for r in cell["logs"] if r.get("identified")])
+        axes.plot(x + rng.uniform(-0.05, 0.05, len(ratio)), ratio, ".", ms=4, color=colour, alpha=0.45)
+        if len(ratio):
+            mean = np.exp(np.log(ratio).mean())
+            label = kernel if planted == HALF_LIVES[0] else None
+            axes.plot([x - 0.08, x + 0.08], [mean, mean], color=colour, lw=2.5, label=label)
+        if missing := cell["not_identified"]:
+            axes.text(x, 0.02, f"{missing} refused", transform=bottom, rotation=90, fontsize=7, ha="center")
     axes.axhline(1, color="black", lw=0.8, ls=":")
     axes.set(ylabel="fitted half-life / planted", yscale="log", title="each log, and the geometric mean")
     low, high = axes.get_ylim()
@@ -44,19 +52,17 @@ def ratios(axes: Any, cells: dict[tuple[str, float], dict[str, Any]]) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
 
 
-def coverage(axes: Any, cells: dict[tuple[str, float], dict[str, Any]]) -> None:
+def coverage(axes: Any, cells: Cells) -> None:
     """The share of intervals that hold the planted half-life, with Wilson's interval."""
-    for at, half_life in enumerate(HALF_LIVES):
-        for which, (kernel, colour) in enumerate(zip(KERNELS, COLOURS, strict=True)):
-            cell, x = cells[kernel, half_life], at + (which - 1.5) * APART
-            if cell["coverage"] is not None:
-                axes.plot([x, x], cell["coverage_interval"], color=colour, lw=1.5)
-                axes.plot(x, cell["coverage"], "o", ms=4, color=colour)
+    for x, colour, _, cell in places(cells):
+        if cell["coverage"] is not None:
+            axes.plot([x, x], cell["coverage_interval"], color=colour, lw=1.5)
+            axes.plot(x, cell["coverage"], "o", ms=4, color=colour)
     axes.axhline(0.95, color="black", lw=0.8, ls=":")
     axes.set(ylabel="share", ylim=(None, 1.01), title="95 % intervals that hold the planted half-life")
 
 
-def chosen(axes: Any, cells: dict[tuple[str, float], dict[str, Any]]) -> None:
+def chosen(axes: Any, cells: Cells) -> None:
     """Which kernel AIC chose of those planted, all half-lives together."""
     counts = np.zeros((len(KERNELS), len(KERNELS)), int)
     for (kernel, _), cell in cells.items():
@@ -82,6 +88,10 @@ def main() -> None:
     for kernel in KERNELS:
         for half_life in HALF_LIVES:
             cell = given.out / f"sink-{given.impressions}-{kernel}-{half_life:g}d" / "recovery.json"
+            if not cell.exists():
+                parser.error(
+                    f"DIR must hold {cell}, got none; run grid.py DIR --only sink-{given.impressions}"
+                )
             cells[kernel, half_life] = json.loads(cell.read_text())
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(15, 4.8), layout="constrained", dpi=120, width_ratios=[1.5, 1.2, 1]

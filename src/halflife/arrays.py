@@ -251,7 +251,8 @@ def _per_user(
         .collect(engine="streaming")
         for part in bar(parts, "users")
     )
-    shutil.rmtree(place, ignore_errors=True)
+    if place.exists():
+        shutil.rmtree(place)
     if users["events"].sum() == 0:
         raise InputError("the log must hold at least 1 event, got 0; loosen the filters of the data config")
     return users

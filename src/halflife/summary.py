@@ -106,7 +106,7 @@ def predictions_table(store: Store, rows: Array, scores: Array) -> polars.DataFr
     popularity, and the true probability where it is known."""
     start = store.candidate_start
     end = store.history_end[rows]
-    history = end - store.user_start[store.impression_user[rows]]
+    history = store.past_clicks[rows].astype(np.int64)
     last = (store.impression_time[rows] - store.event_time[np.maximum(end - 1, 0)]) / DAY_S
     last = np.where((history > 0) & store.about["has_click_times"], last, np.nan)
     length = start[rows + 1] - start[rows]
@@ -180,7 +180,7 @@ def ages(store: Store, rows: Array, unit: str, max_history: int) -> Array:
     """
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), 1000)).astype(np.int64)]
     end = store.history_end[some]
-    length = np.minimum(end - store.user_start[store.impression_user[some]], max_history)
+    length = np.minimum(store.past_clicks[some], max_history)
     index, mask = ranges(end - length, length)
     if unit == "rank":
         return (length[:, None] - 1 - np.arange(index.shape[1]))[mask].astype(np.float64)

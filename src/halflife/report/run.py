@@ -133,10 +133,8 @@ def how(decay: dict[str, Any], found: dict[str, Any]) -> str:
     if (other := decay.get("held_out")) is not None:
         told = "is not identified"
         if other["status"] == "estimated":
-            value, unit = (
-                other[f"half_life_{decay['unit']}"],
-                "days" if decay["unit"] == "days" else "newer clicks",
-            )
+            unit = "days" if decay["unit"] == "days" else "newer clicks"
+            value = other[f"half_life_{decay['unit']}"]
             told = f"is {value:.3g} {unit} {span(other['low'], other['high'])}"
         text += f" By validation clicks alone, from which item vectors have not learned, it {told}."
     planted = found.get("decay/planted_half_life_days")
