@@ -368,7 +368,7 @@ def test_the_refit_estimates_how_far_groups_differ_and_tells_the_module(make_log
     kernel.bind(data.store)
     module = module_of(data, kernel)
     assert refit(module, data.sample("train")) is not None
-    assert kernel.sd < 0.3  # no group differs in the log, and half of the start's sd is far
+    assert kernel.group_sd < 0.3  # no group differs in the log, and half of the start's sd is far
     half_lives = estimate(module, None)["half_lives"]
     assert set(half_lives) == set(TOPICS)
     assert all(abs(math.log(h / PLANTED_DAYS)) < 0.5 for h in half_lives.values())

@@ -43,6 +43,7 @@ ORDER = [
     "estimate",
     "loggers",
     "tracking",
+    "curves",
     "summary",
     "mlm",
     "cli",

@@ -35,6 +35,8 @@ def found(tmp_path: Path, *overrides: str) -> dict[str, Any]:
         ("seeds=0", "seeds must be a whole number .logs., got 0"),
         ("seeds=2.5", "seeds must be a whole number .logs., got 2.5"),
         ("user_sd=-1", "user_sd must be a number at least 0"),
+        ("by_topic=maybe", "by_topic must be true or false, got maybe"),
+        ("topic_sd=-1", "topic_sd must be a number at least 0"),
     ],
 )
 def test_a_setting_that_will_not_do_is_refused(tmp_path: Path, override: str, start: str) -> None:
@@ -67,10 +69,30 @@ def test_readers_who_differ_are_told_from_a_power_law_by_the_alternative_beside_
     assert log["user_sd"] == pytest.approx(1.2, abs=0.7)
 
 
+def test_half_lives_of_topics_are_found_beside_each_other(tmp_path: Path) -> None:
+    report = found(tmp_path, "topic_sd=0.8", "by_topic=true", "kernels=[]", "impressions=3000")
+    assert report["chosen_kernel"] == {"exponential by topic": 2}
+    together = report["topics"]
+    assert (together["topics"], together["not_identified"]) == (24, 0)
+    assert abs(together["bias"]) < 0.3
+    assert together["coverage"] > 0.75
+    drawn = [t["planted"] for t in report["logs"][0]["topics"]["by_topic"].values()]
+    assert len(set(drawn)) == 12
+    assert (tmp_path / "topics.png").stat().st_size > 0
+
+
+def test_topics_that_are_alike_are_told_apart_by_nothing(tmp_path: Path) -> None:
+    report = found(tmp_path, "by_topic=true", "kernels=[]", "seeds=1", "impressions=3000", "half_life_days=3")
+    assert report["topics"]["sd_between"] < 0.2
+    (log,) = report["logs"]
+    assert log["aic"]["exponential by topic"] > log["aic"]["exponential"] - 2
+    assert all(t["planted"] == 3 for t in log["topics"]["by_topic"].values())
+
+
 def test_a_log_that_fails_is_reported_and_not_counted(tmp_path: Path) -> None:
     told = {
         "identified": True, "half_life_days": 5.5, "low": 5.1, "high": 6.0, "sd_log_half_life": 0.04,
-        "impressions": 10, "chosen": "power",
+        "impressions": 10, "chosen": "power", "topics": None,
     }  # fmt: skip
     wide = told | {"low": 4.0}
     rows = [told, wide, told | {"identified": False}, {"seed": 3, "failure": "InputError: no"}]

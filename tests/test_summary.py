@@ -5,36 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 
 from halflife.batches import DataModule
 from halflife.recommender import build
-from halflife.summary import ages, bent, caveats, decay_curve, last_table, unsettled
+from halflife.summary import bent, caveats, last_table, unsettled
 from tests.test_conf import composed
-
-
-@pytest.mark.parametrize("unit", ["days", "rank"])
-def test_the_ages_of_the_picture_are_those_of_the_clicks_that_the_model_reads(
-    unit: str, make_log: Callable[..., DataModule]
-) -> None:
-    data = make_log(max_history=3, age=unit)
-    rows = data.rows("test")
-    assert len(rows) <= 1000
-    batch = data.impressions(with_tokens=False)[rows]
-    assert (batch.past_clicks > 3).any(), "some histories are cut"
-    shown = ages(data.store, rows, unit, data.max_history)
-    np.testing.assert_allclose(shown, batch.age[batch.history_mask].numpy(), rtol=1e-6)
-
-
-def test_the_picture_of_a_run_is_not_kept_when_the_run_is_over() -> None:
-    import matplotlib.pyplot as plt
-
-    before = plt.get_fignums()
-    drawn = {"age": [0.0, 1.0, 2.0, 3.0, 4.0], "weight": [1.0, 0.5, 0.25, 0.1, 0.0], "clicks": [1.0]}
-    fitted = {"unit": "days", "kernel": "power", "half_life_days": 1.0, "low": 0.5, "high": 2.0}
-    assert decay_curve(drawn, fitted, None).axes
-    assert plt.get_fignums() == before
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,22 @@ def test_a_run_writes_its_directory_and_prints_its_table(finished: tuple[Path, s
 
 
 def test_a_half_life_for_each_category_falls_out_of_one_yaml(tmp_path: Path) -> None:
-    out = run(tmp_path, "model=topics", "decay=by_category", "trainer.max_epochs=1", "hydra.run.dir=run")
+    planted = "data.source.half_life_days_by_topic={football: 1, cooking: 30}"
+    words = ["decay.estimate_sd=true", "trainer.max_epochs=1", "hydra.run.dir=run", planted]
+    out = run(tmp_path, "model=topics", "decay=by_category", *words)
     found = json.loads((tmp_path / "run" / "decay.json").read_text())
+    own = found["half_lives_planted"]
+    assert (own["football"], own["cooking"], own["music"]) == (1.0, 30.0, 5.0)
     for name, half_life in found["half_lives"].items():
         low, high = found["half_lives_intervals"][name]
         assert low < half_life < high
-        assert re.search(rf"{name} +│ +{half_life:.3g} │ +{low:.3g} – {high:.3g}", out)
+        row = rf"{name}, planted {own[name]:.3g} +│ +{half_life:.3g} │ +{low:.3g} – {high:.3g}"
+        assert re.search(row, out)
+    assert found["half_lives"]["football"] < 2 < 3 < found["half_lives"]["music"] < 8
+    assert found["half_lives"]["cooking"] > 12
+    assert found["half_lives_sd"] > 0.3
+    assert re.search(rf"sd of its logarithm between groups +│ +{found['half_lives_sd']:.3g}", out)
+    assert (tmp_path / "run" / "half_lives.png").stat().st_size > 0
 
 
 def test_metrics_hold_every_key_that_the_design_names(finished: tuple[Path, str]) -> None:

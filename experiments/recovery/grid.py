@@ -37,6 +37,9 @@ def cells() -> Iterator[tuple[str, list[str]]]:
     )
     yield "readers-alike", ["impressions=5000", "by_user=true"]
     yield "readers-differ", ["impressions=5000", "user_sd=0.8", "by_user=true"]
+    for n in (5000, 20000):
+        yield f"topics-differ-{n}", [f"impressions={n}", "topic_sd=0.8", "by_topic=true"]
+    yield "topics-alike-5000", ["impressions=5000", "by_topic=true"]
     yield "tuned", ["impressions=5000", "vectors=tuned", "kernels=[exponential,power]"]
 
 
@@ -79,6 +82,8 @@ def main() -> None:
                 (given.out / name).mkdir(parents=True, exist_ok=True)
                 (given.out / name / "recovery.json").write_text(json.dumps(found, indent=2))
                 recovery.picture(found, given.out / name / "recovery.png")
+                if found["topics"] is not None:
+                    recovery.topics_picture(found, given.out / name / "topics.png")
                 print(name, {k: v for k, v in found.items() if k not in ("logs", "planted")}, flush=True)
 
 

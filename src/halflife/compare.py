@@ -18,6 +18,7 @@ from torch import Tensor
 
 from halflife import metrics
 from halflife.cli import CONFIG_DIR, stop
+from halflife.curves import tell
 from halflife.decay.configured import kernels
 from halflife.decay.grouped import Grouped
 from halflife.decay.kernel import Kernel
@@ -27,7 +28,7 @@ from halflife.likelihood import LARGEST, Likelihood
 from halflife.profile import configuration, load
 from halflife.progress import bar
 from halflife.recommender import Recommender
-from halflife.summary import caveats, tell
+from halflife.summary import caveats
 
 RESAMPLES = 400  # draws of users behind an interval of the AUC
 CURVES = 8  # in the picture

@@ -133,6 +133,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     }
     if groups := module.decay.half_lives():
         out["half_lives"] = {name: float(h.detach()) for name, h in groups.items()}
+        out["half_lives_sd"] = module.decay.group_sd
     if module.candidate_decay is not None and module.candidate_decay.half_life is not None:
         out["candidate_half_life_days"] = float(module.candidate_decay.half_life.detach())
     if fit is not None:

@@ -180,7 +180,7 @@ def log_results(
     Args:
         trainer: after the fit.
         found: what `metrics.json` holds.
-        drawn: the fitted weight over age, from `summary.curve`; points over one axis, so that the curves of
+        drawn: the fitted weight over age, from `curves.curve`; points over one axis, so that the curves of
             several runs can be laid over each other.
         figure: the same as a picture.
     """

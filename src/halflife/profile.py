@@ -17,12 +17,13 @@ from scipy.optimize import brentq
 from scipy.stats import chi2
 
 from halflife.cli import stop
+from halflife.curves import tell
 from halflife.errors import InputError
 from halflife.estimate import LEVEL, Fit, estimate, fit_likelihood, put
 from halflife.likelihood import Likelihood, Point
 from halflife.progress import bar
 from halflife.recommender import Recommender
-from halflife.summary import caveats, tell
+from halflife.summary import caveats
 
 CONFIG, BEST = ".hydra/config.yaml", "checkpoints/best.ckpt"
 AROUND = 13  # half-lives at even distance, from half the interval below it to half above

@@ -18,9 +18,11 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from halflife.cli import CONFIG_DIR, guarded, run_app
-from halflife.errors import InputError, choice, number, whole
+from halflife.errors import InputError, choice, flag, number, whole
+from halflife.sources.newsroom import TOPICS
 
 PLANTABLE = ["exponential", "power", "weibull", "gaussian"]
+SD_START = 0.5  # of log half-life between topics; where its estimation starts
 PER_READER = 0.43  # impressions a reader and day of the newsroom, in training
 
 
@@ -39,6 +41,9 @@ def check(cfg: DictConfig) -> None:
     number("impressions", cfg.impressions, "impressions", at_least=100)
     number("days", cfg.days, "days", at_least=1)
     number("user_sd", cfg.user_sd, "of the logarithm", at_least=0)
+    number("topic_sd", cfg.topic_sd, "of the logarithm", at_least=0)
+    flag("by_user", cfg.by_user)
+    flag("by_topic", cfg.by_topic)
     whole("seeds", cfg.seeds, "logs", at_least=1)
     whole("workers", cfg.workers, "processes", at_least=1)
 
@@ -50,6 +55,10 @@ def settings_of(cfg: DictConfig, seed: int, cache_dir: str) -> DictConfig:
         "seed": seed,
         "data": {"source": {"seed": seed, "users": users}, "cache_dir": cache_dir},
     }
+    if cfg.topic_sd:
+        drawn = np.random.default_rng(seed).normal(math.log(cfg.half_life_days), cfg.topic_sd, len(TOPICS))
+        by_topic = dict(zip(TOPICS, np.exp(drawn).tolist(), strict=True))
+        changes["data"]["source"]["half_life_days_by_topic"] = by_topic
     if cfg.control == "none":
         changes["data"]["source"]["kernel"] = "none"
     if cfg.control == "shuffled":
@@ -64,7 +73,8 @@ def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
 
     Returns:
         `seed`, `impressions`, `half_life_days`, `low`, `high`, `sd_log_half_life`, `identified`, `how`,
-        `gain` (nats over no decay), `aic` of each kernel and the `chosen` one; or `seed` and `failure`.
+        `gain` (nats over no decay), `aic` of each kernel and the `chosen` one, `user_sd` and `topics` of the
+        fits that `by_user` and `by_topic` ask for; or `seed` and `failure`.
     """
     import torch
     from hydra.utils import instantiate
@@ -94,6 +104,9 @@ def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
             if cfg.by_user:
                 spread = by_user(likelihood, fit.point)
                 aic[f"{cfg.kernel} by user"] = 2 * (spread.value + len(likelihood.names) + 1)
+            topics = None
+            if cfg.by_topic:
+                topics, aic[f"{cfg.kernel} by topic"] = by_topic(cfg, module, data, likelihood)
         except (InputError, ArithmeticError, RuntimeError) as error:
             return {"seed": seed, "failure": f"{type(error).__name__}: {error}"}
     kept = ("half_life_days", "low", "high", "sd_log_half_life", "identified", "how")
@@ -105,7 +118,44 @@ def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
         "aic": aic,
         "chosen": min(aic, key=lambda k: aic[k]),
         "user_sd": spread.sd if cfg.by_user else None,
+        "topics": topics,
     }
+
+
+def by_topic(cfg: DictConfig, module: Any, data: Any, likelihood: Any) -> tuple[dict[str, Any], float]:
+    """Fit a half-life for every topic, drawn towards the shared one by a spread that is estimated too.
+
+    Returns:
+        `sd` of log half-life between topics, the shared `half_life_days`, and `by_topic` the `planted` one,
+        the `fitted` one, `low` and `high`; and the AIC, topics counted as far as the log moves them.
+    """
+    from hydra.utils import instantiate
+
+    from halflife.decay.grouped import Grouped
+    from halflife.estimate import estimate, fit_likelihood, put
+
+    inner = kernel_config(cfg.kernel)
+    start = inner.pop("half_life_days")
+    kernel = Grouped(
+        start, inner.pop("learn"), "category", True, SD_START, True, instantiate(inner, _partial_=True)
+    )
+    kernel.bind(data.store)
+    grouped = likelihood.with_decay(kernel)
+    fit = fit_likelihood(grouped)
+    loss = float(grouped.per_impression(fit.point.theta).sum())  # without the prior, whose constant is no fit
+    module.decay = kernel
+    put(module, fit)
+    found = estimate(module, fit)
+    planted = data.store.about["planted"]
+    topics = {}
+    for topic, fitted in found["half_lives"].items():
+        low, high = found.get("half_lives_intervals", {}).get(topic, (None, None))
+        own = planted.get("half_lives", {}).get(topic, planted.get("half_life_days"))
+        topics[topic] = {"planted": own, "fitted": fitted, "low": low, "high": high}
+    return (
+        {"sd": kernel.group_sd, "half_life_days": found["half_life_days"], "by_topic": topics},
+        2 * (loss + found["parameters_effective"]),
+    )
 
 
 def kernel_config(name: str) -> DictConfig:
@@ -157,7 +207,8 @@ def summarise(rows: list[dict[str, Any]], cfg: DictConfig) -> dict[str, Any]:
     sd = float(logs.std(ddof=1)) if len(logs) > 1 else None
     return {
         "planted": {
-            k: cfg[k] for k in ("kernel", "half_life_days", "composition", "control", "user_sd", "days")
+            k: cfg[k]
+            for k in ("kernel", "half_life_days", "composition", "control", "user_sd", "topic_sd", "days")
         },
         "vectors": cfg.vectors,
         "seeds": len(rows),
@@ -171,7 +222,30 @@ def summarise(rows: list[dict[str, Any]], cfg: DictConfig) -> dict[str, Any]:
         "not_identified": len(good) - len(told),
         "failures": len(rows) - len(good),
         "chosen_kernel": dict(Counter(r["chosen"] for r in good)),
+        "topics": topics_together([r["topics"] for r in good if r["topics"]]),
         "logs": rows,
+    }
+
+
+def topics_together(logs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the half-lives of topics say together, over the topics of all logs; None where none were fitted.
+
+    bias, sd and coverage as in `summarise`, each topic beside its own planted half-life; `sd_between` is the
+    mean of the estimated spread between topics.
+    """
+    if not logs:
+        return None
+    each = [t for log in logs for t in log["by_topic"].values() if t["planted"] is not None]
+    told = [t for t in each if t["low"] is not None]
+    off = np.array([math.log(t["fitted"] / t["planted"]) for t in told])
+    covered = sum(t["low"] <= t["planted"] <= t["high"] for t in told)
+    return {
+        "topics": len(each),
+        "bias": math.expm1(float(off.mean())) if told else None,
+        "sd_log_half_life": float(off.std(ddof=1)) if len(told) > 1 else None,
+        "coverage": covered / len(told) if told else None,
+        "sd_between": float(np.mean([log["sd"] for log in logs])),
+        "not_identified": len(each) - len(told),
     }
 
 
@@ -195,8 +269,8 @@ def table(found: dict[str, Any]) -> Any:
     out.add_column(f"{found['vectors']} vectors")
     out.add_column("", justify="right")
 
-    def show(name: str, key: str, form: str = "{:.3f}") -> None:
-        value = found[key]
+    def show(name: str, key: str, form: str = "{:.3f}", of: dict[str, Any] = found) -> None:
+        value = of[key]
         out.add_row(name, "" if value is None else form.format(value))
 
     show("logs", "seeds", "{}")
@@ -209,6 +283,14 @@ def table(found: dict[str, Any]) -> Any:
     show("failures", "failures", "{}")
     for kernel, times in sorted(found["chosen_kernel"].items(), key=lambda x: -x[1]):
         out.add_row(f"chosen: {kernel}", str(times))
+    if (topics := found["topics"]) is not None:
+        out.add_section()
+        show("half-lives of topics, in all logs", "topics", "{}", topics)
+        show("bias", "bias", "{:+.1%}", topics)
+        show("sd of log half-life about the planted", "sd_log_half_life", "{:.3f}", topics)
+        show("coverage of their 95 % intervals", "coverage", "{:.2f}", topics)
+        show("without an interval", "not_identified", "{}", topics)
+        show("estimated sd between topics", "sd_between", "{:.3f}", topics)
     for row in found["logs"]:
         if "failure" in row:
             out.add_row(f"seed {row['seed']}", row["failure"])
@@ -245,6 +327,51 @@ def picture(found: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def topics_picture(found: dict[str, Any], path: Path) -> None:
+    """The fitted half-life of each topic of each log, with its interval, over the planted one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from halflife.curves import readable_log
+
+    each = [t for r in found["logs"] if r.get("topics") for t in r["topics"]["by_topic"].values()]
+    told = [t for t in each if t["planted"] is not None and t["low"] is not None]
+    figure, axes = plt.subplots(figsize=(6, 5.5), layout="constrained", dpi=120)
+    for hit, color in ((True, "tab:blue"), (False, "tab:red")):
+        some = [t for t in told if (t["low"] <= t["planted"] <= t["high"]) == hit]
+        planted, fitted, low, high = (
+            np.array([t[k] for t in some]) for k in ("planted", "fitted", "low", "high")
+        )
+        label = f"{len(some)} whose interval {'holds' if hit else 'misses'} it"
+        axes.errorbar(
+            planted,
+            fitted,
+            [fitted - low, high - fitted],
+            fmt="o",
+            ms=3,
+            lw=0.8,
+            color=color,
+            alpha=0.6,
+            label=label,
+        )
+    ends = [f([t[k] for t in told for k in ("planted", "fitted")]) for f in (min, max)]
+    axes.plot(ends, ends, color="0.3", lw=1, ls=":")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="planted half-life (days)",
+        ylabel="fitted (days), and its 95 % interval",
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        readable_log(axis)
+    axes.set_title("a half-life for each topic, in every log")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def results(cfg: DictConfig) -> Iterator[dict[str, Any]]:
     """Every log's row, as it is done."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -275,6 +402,8 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recovery.json").write_text(json.dumps(found, indent=2))
     picture(found, run_dir / "recovery.png")
+    if found["topics"] is not None:
+        topics_picture(found, run_dir / "topics.png")
     console().print(table(found))
     return abs(found["bias"]) if found["bias"] is not None else math.inf
 

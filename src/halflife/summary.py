@@ -1,4 +1,4 @@
-"""The end of a run: predictions, baselines, the decay curve, metrics.json and the last table."""
+"""The end of a run: predictions, baselines, metrics.json, decay.json and the last table."""
 
 import json
 import math
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from halflife import losses, metrics
+from halflife.curves import ages, curve, decay_curve, half_lives, short, tell
 from halflife.loggers import log_results
 from halflife.ranges import ranges
 from halflife.recommender import Recommender
-from halflife.splits import duration
 from halflife.store import Store
 from halflife.tables import DAY_S
 from halflife.tracking import Speed, write_table
@@ -67,6 +67,9 @@ def finish(
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     split, most = data.split, data.max_history
     fitted = {**fitted, "split": split.name} | ({"note": note} if note else {})
+    own = planted.get("half_lives") if planted else None
+    if own and fitted.get("half_lives", {}).keys() == own.keys():
+        fitted["half_lives_planted"] = own
     if split.leaks:
         found["data/split_leaks"] = 1
     key = f"half_life_{fitted['unit']}"
@@ -91,6 +94,10 @@ def finish(
     figure = decay_curve(drawn, fitted, planted)
     tell(figure, caveats([found]))
     figure.savefig(run_dir / "decay_curve.png")
+    if "half_lives" in fitted:
+        groups = half_lives(fitted)
+        tell(groups, caveats([found]))
+        groups.savefig(run_dir / "half_lives.png")
     write_json(run_dir / "decay.json", fitted)
     write_json(run_dir / "decay_curve.json", drawn)
     write_json(run_dir / "versions.json", versions())
@@ -168,26 +175,6 @@ def compare(frame: polars.DataFrame, rows_user: Array) -> dict[str, float]:
     return found
 
 
-def ages(store: Store, rows: Array, unit: str, max_history: int) -> Array:
-    """Ages of the clicks that a model reads, in the histories of at most a thousand rows, evenly spread over
-    them.
-
-    Args:
-        store: of the log.
-        rows: impressions.
-        unit: `days` or `rank`.
-        max_history: a longer history keeps its newest clicks.
-    """
-    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), 1000)).astype(np.int64)]
-    end = store.history_end[some]
-    length = np.minimum(store.past_clicks[some], max_history)
-    index, mask = ranges(end - length, length)
-    if unit == "rank":
-        return (length[:, None] - 1 - np.arange(index.shape[1]))[mask].astype(np.float64)
-    index = np.clip(index, 0, len(store.event_time) - 1)
-    return np.asarray((store.impression_time[some][:, None] - store.event_time[index])[mask] / DAY_S)
-
-
 def peak_mib() -> float:
     """Most memory held: of the GPU where one is used, else of the process, in MiB."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -198,73 +185,6 @@ def peak_mib() -> float:
         return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def curve(module: Recommender, half_life: float | None, ages: Array) -> dict[str, list[float]]:
-    """The fitted weight over ages, to eight half-lives or nearly the oldest click.
-
-    Args:
-        module: after the fit.
-        half_life: in the module's unit; None where there is none.
-        ages: a sample of ages in test histories.
-
-    Returns:
-        `age` (days, or newer clicks), `weight` at each, and `clicks`, how many ages lie between every
-        fourth age and the next.
-    """
-    most = float(np.quantile(ages, 0.98)) if len(ages) else 1.0
-    most = min(most, 8 * half_life) if half_life else most
-    age = np.linspace(0, max(most, 1e-3), 241)
-    with torch.no_grad():
-        weight = module.decay(torch.from_numpy(age).float().to(module.device)).exp().cpu().numpy()
-    clicks, _ = np.histogram(ages, bins=age[::4])
-    return {"age": age.tolist(), "weight": weight.tolist(), "clicks": clicks.tolist()}
-
-
-def decay_curve(
-    drawn: dict[str, list[float]], estimate: dict[str, Any], planted: dict[str, Any] | None
-) -> Any:
-    """Picture of the fitted weight over age, above a histogram of the ages that histories hold.
-
-    Args:
-        drawn: from `curve`.
-        estimate: from `estimate.estimate`; its interval is shaded.
-        planted: kernel and half-life of a simulated log, drawn beside the fitted one.
-    """
-    from matplotlib.figure import Figure
-
-    unit = estimate["unit"]
-    half_life = estimate[f"half_life_{unit}"]
-    age = drawn["age"]
-    figure = Figure(
-        figsize=(7, 5), layout="constrained", dpi=120
-    )  # pyplot would keep it: a sweep has hundreds
-    top, low = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    top.plot(age, drawn["weight"], color="tab:blue", label=f"fitted: {estimate['kernel']}")
-    if half_life is not None:
-        text = f"half-life {half_life:.3g} {unit}{_short(half_life, unit)}"
-        if estimate["low"] is not None:
-            text += f" [{estimate['low']:.3g}, {estimate['high']:.3g}]"
-            top.axvspan(
-                estimate["low"], estimate["high"], color="tab:blue", alpha=0.15, lw=0, label="95 % interval"
-            )
-        top.axvline(half_life, color="tab:blue", lw=1, ls="--", label=text)
-    if planted and planted.get("half_life_days") and unit == "days":
-        top.axvline(
-            planted["half_life_days"],
-            color="tab:orange",
-            lw=1.5,
-            ls=":",
-            label=f"planted: {planted['kernel']}, {planted['half_life_days']:g} days",
-        )
-    top.set(ylabel="weight of a past click", ylim=(0, 1.05), xlim=(0, age[-1]))
-    top.legend(frameon=False)
-    low.stairs(drawn["clicks"], age[::4], fill=True, color="0.6")
-    low.set(
-        xlabel="age of the click (days)" if unit == "days" else "age of the click (newer clicks)",
-        ylabel="clicks",
-    )
-    return figure
 
 
 def caveats(found: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -325,12 +245,6 @@ def bent(fitted: dict[str, Any]) -> str | None:
     )
 
 
-def tell(figure: Any, caveats: list[str]) -> None:
-    """Write caveats below a picture."""
-    if caveats:
-        figure.supxlabel("\n".join(caveats), fontsize=7, color="tab:red")
-
-
 def versions() -> dict[str, str]:
     """Releases of what a result depends on, for whoever wants it again."""
     names = ["halflife-rec", "torch", "lightning", "transformers", "peft", "polars", "numpy"]
@@ -359,7 +273,7 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     half_life = estimate[f"half_life_{unit}"]
     name = f"half-life ({unit}), {estimate['kernel']}"
     if half_life is not None:
-        name += _short(half_life, unit)
+        name += short(half_life, unit)
         without = {"fixed": "fixed", "not_refitted": "not estimated"}
         interval = without.get(estimate["status"]) or _span(estimate["low"], estimate["high"])
         table.add_row(name, f"{half_life:.3g}", interval, "", "")
@@ -369,13 +283,16 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
         value, low, high = (other[key] for key in (f"half_life_{unit}", "low", "high"))
         told = ["not identified", ""] if low is None else [f"{value:.3g}", _span(low, high)]
         table.add_row("  by validation clicks alone", *told, "", "")
-    groups = estimate.get("half_lives", {})
+    groups, own = estimate.get("half_lives", {}), estimate.get("half_lives_planted", {})
     for group, value in list(groups.items())[:GROUPS_SHOWN]:
         ends = estimate.get("half_lives_intervals", {}).get(group)
         interval = _span(*ends) if ends else ""
-        table.add_row(f"  {group}", f"{value:.3g}", interval, "", "")
+        name = f"  {group}, planted {own[group]:.3g}" if group in own else f"  {group}"
+        table.add_row(name, f"{value:.3g}", interval, "", "")
     if len(groups) > GROUPS_SHOWN:
         table.add_row(f"  and {len(groups) - GROUPS_SHOWN} more in decay.json", "", "", "", "")
+    if groups:
+        table.add_row("  sd of its logarithm between groups", f"{estimate['half_lives_sd']:.3g}", "", "", "")
     if "candidate_half_life_days" in estimate:
         table.add_row(
             "half-life (days) of candidates", f"{estimate['candidate_half_life_days']:.3g}", "", "", ""
@@ -403,12 +320,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _span(low: float, high: float) -> str:
     return f"{low:.3g} – {high:.3g}"
-
-
-def _short(half_life: float, unit: str) -> str:
-    """A half-life far below a day in its natural unit, in brackets; nothing for others.
-
-    >>> _short(0.00035, "days"), _short(5.0, "days")
-    (' (30.2 s)', '')
-    """
-    return f" ({duration(half_life)})" if unit == "days" and half_life < 0.1 else ""

@@ -171,6 +171,7 @@ def quiet() -> None:
         ".*past_key_values. is deprecated.*",
         ".*module.s. in eval mode at the start of training.*",
         ".*ModelCheckpoint.*could not find the monitored key.*",
+        ".*validation_step.*but have no `val_dataloader`.*",  # recovery looks at nothing on the way
     ):
         warnings.filterwarnings("ignore", message)
 

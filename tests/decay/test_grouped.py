@@ -342,7 +342,7 @@ def settle(fit: Fit) -> float:
     for _ in range(60):
         if fit.kernel.update_prior(fit.newton()) < 0.01:
             break
-    return fit.kernel.sd
+    return fit.kernel.group_sd
 
 
 @pytest.mark.parametrize("start", [0.2, 2.0])
@@ -365,7 +365,7 @@ def test_groups_that_do_not_differ_have_an_sd_near_zero(batch_of: Make) -> None:
 def test_a_given_sd_stays(batch_of: Make) -> None:
     kernel = deviate(grouped("category", 2, sd=0.5), 1.0, -1.0)
     assert kernel.update_prior({"deviation": torch.tensor([0.01, 0.01])}) == 0.0
-    assert kernel.sd == pytest.approx(0.5)
+    assert kernel.group_sd == pytest.approx(0.5)
     learner = deviate(grouped("category", 2, sd=0.5, estimate_sd=True), 1.0, -1.0)
     assert learner.update_prior({}) == 0.0  # nobody knows how uncertain the groups are
     lifted = lifted_kinds(estimate_sd=True)
@@ -438,6 +438,4 @@ def test_wrong_settings_are_refused() -> None:
         "decay.by must be one of category, kind, user, activity, got kinds; did you mean kind?"
     )
     assert refusal(sd=0).startswith("decay.sd must be a number above 0 (of log half-life), got 0; ")
-    assert refusal(estimate_sd="flase").startswith(
-        "decay.estimate_sd must be true or false (a switch), got flase"
-    )
+    assert refusal(estimate_sd="flase").startswith("decay.estimate_sd must be true or false, got flase")

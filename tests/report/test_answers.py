@@ -16,7 +16,7 @@ from scipy.stats import t
 
 from halflife.errors import InputError
 from halflife.report import multirun as report_multirun
-from halflife.report import run, study, study_plots, trials
+from halflife.report import run, run_plots, study, study_plots, trials
 from halflife.report.__main__ import page_of
 from halflife.report.page import render
 
@@ -103,6 +103,26 @@ def test_a_runs_page_shows_its_own_figures(multirun: Path) -> None:
     origin = page.sections[5]
     assert "decay=exponential" in origin.code
     assert ["log's fingerprint", metrics["data/fingerprint"]] in origin.tables[0].rows
+
+
+def test_half_lives_of_groups_stand_in_a_picture_and_a_table_with_what_was_planted() -> None:
+    decay = {
+        "unit": "days",
+        "half_life_days": 5.0,
+        "parameters": {},
+        "half_lives": {"cooking": 28.0, "football": 1.07},
+        "half_lives_intervals": {"football": [0.9, 1.3]},
+        "half_lives_planted": {"cooking": 30.0, "football": 1.0},
+    }
+    (table,) = run.parameters(decay)
+    assert table.columns == ["group", "half-life (days)", "95 % interval", "planted"]
+    assert table.rows == [["cooking", "28", "", "30"], ["football", "1.07", "[0.9, 1.3]", "1"]]
+    picture = run_plots.half_lives(decay)
+    assert picture.alt == "Half-life (days) of each group: football: 1.07; cooking: 28."
+    assert "what was planted" in picture.caption
+    del decay["half_lives_planted"]
+    assert run.parameters(decay)[0].columns == ["group", "half-life (days)", "95 % interval"]
+    assert "planted" not in run_plots.half_lives(decay).caption
 
 
 def test_a_multirun_shows_means_over_seeds_and_what_decay_gains(multirun: Path) -> None:

@@ -66,7 +66,8 @@ def by_hand(log: Tables, user: str, now: int, candidate: str, given: dict[str, A
     total = matching = 0.0
     for item, then in past_of(log).get(user, []):
         if then < now:
-            weight = WEIGHTS[given["kernel"]]((now - then) / DAY_S / given["half_life_days"])
+            half_life = given.get("half_life_days_by_topic", {}).get(topic[item], given["half_life_days"])
+            weight = WEIGHTS[given["kernel"]]((now - then) / DAY_S / half_life)
             total += weight
             matching += weight * (topic[item] == topic[candidate])
     if given["composition"] == "sink":
@@ -121,6 +122,43 @@ def test_news_die_where_that_is_planted() -> None:
     assert max(odds) <= 1 + 1e-9  # an article is as fresh as ever on the moment it appears, and never fresher
     assert min(odds) < 0.3
     assert "news_half_life_days" not in newsroom().truth
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+def test_topics_fade_with_half_lives_of_their_own_where_that_is_planted(composition: str) -> None:
+    alike = SETTINGS | {"composition": composition}
+    given = alike | {"half_life_days_by_topic": {"football": 0.2, "cooking": 40.0}}
+    log = synthetic.read([], **given)
+    assert log.truth is not None
+    assert log.truth["half_lives"] == {t: 3.0 for t in TOPICS} | {"football": 0.2, "cooking": 40.0}
+    apart = 0
+    for user, now, candidates, _, probabilities in list(shown(log))[::5]:
+        for candidate, stored in zip(candidates, probabilities, strict=True):
+            assert stored == pytest.approx(by_hand(log, user, now, candidate, given), rel=1e-9)
+            apart += abs(stored - by_hand(log, user, now, candidate, alike)) > 0.01
+    assert apart > 5  # else nothing was tested
+
+
+def test_topics_that_are_all_alike_leave_the_log_as_it_was() -> None:
+    alike = synthetic.read([], **SETTINGS, half_life_days_by_topic={"football": 3.0})
+    assert alike.events.equals(newsroom().events)
+    assert alike.impressions.equals(newsroom().impressions)
+    assert newsroom().truth is not None
+    assert "half_lives" not in newsroom().truth
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"footbal": 1}, r"half_life_days_by_topic must be one of .*, got footbal; did you mean football"),
+        ({"football": 0}, r"half_life_days_by_topic\.football must be a number above 0 \(days\), got 0"),
+        ({"football": "soon"}, r"half_life_days_by_topic\.football must be a number .*, got soon"),
+        (3.0, r"half_life_days_by_topic must be half-lives by topic \(days\), got 3.0; write them as"),
+    ],
+)
+def test_half_lives_of_topics_that_will_not_do_are_refused(given: Any, said: str) -> None:
+    with pytest.raises(InputError, match=rf"^data\.source\.{said}"):
+        synthetic.read([], **SETTINGS, half_life_days_by_topic=given)
 
 
 def test_another_half_life_does_not_explain_the_probabilities() -> None:

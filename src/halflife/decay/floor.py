@@ -94,3 +94,7 @@ class Floor(Kernel):
 
     def half_lives(self) -> dict[str, Tensor]:
         return self.kernel.half_lives()
+
+    @property
+    def group_sd(self) -> float | None:
+        return self.kernel.group_sd

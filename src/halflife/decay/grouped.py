@@ -10,7 +10,7 @@ from torch.nn.functional import embedding
 
 from halflife.batches import Batch
 from halflife.decay.kernel import Kernel, inner_kernel, trainable
-from halflife.errors import InputError, choice, number
+from halflife.errors import InputError, choice, flag, number
 from halflife.store import Store
 
 MOST_NAMES = 300
@@ -87,11 +87,7 @@ class Grouped(Kernel):
         self.deviation = trainable("decay.learn_groups", torch.zeros(1), learn_groups)
         log_sd = math.log(number("decay.sd", sd, "of log half-life", above=0))
         self.register_buffer("log_sd", torch.tensor(log_sd))
-        if not isinstance(estimate_sd, bool):
-            raise InputError(
-                f"decay.estimate_sd must be true or false (a switch), got {estimate_sd}; set it so"
-            )
-        self.estimate_sd = estimate_sd
+        self.estimate_sd = flag("decay.estimate_sd", estimate_sd)
         self.names = ["all"]
         self.signed, self.monotone = self.kernel.signed, self.kernel.monotone
         self.starts_at_one, self.bounded = self.kernel.starts_at_one, self.kernel.bounded
@@ -107,8 +103,7 @@ class Grouped(Kernel):
         return self.kernel.floor
 
     @property
-    def sd(self) -> float:
-        """Standard deviation of log half-life between groups."""
+    def group_sd(self) -> float:
         return math.exp(self.log_sd.item())
 
     def bind(self, store: Store) -> None:

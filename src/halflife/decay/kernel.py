@@ -120,6 +120,11 @@ class Kernel(nn.Module):
         """
         return {}
 
+    @property
+    def group_sd(self) -> float | None:
+        """Standard deviation of log half-life between groups; None where there is but one group."""
+        return None
+
     def forward(self, age: Tensor) -> Tensor:
         """A kernel is its log-weight: `log_weight`, in float32 at least, returned in the type of `age`.
 

@@ -57,6 +57,8 @@ def page(run_dir: Path) -> Page:
         predictions.probability(frame, listwise), frame["label"].to_numpy(), frame["user"].to_numpy()
     )
     fading = [run_plots.decay(read(run_dir, "decay_curve.json"), decay, planted)]
+    if "half_lives" in decay:
+        fading.append(run_plots.half_lives(decay))
     if (run_dir / "profile.json").is_file():
         fading.append(run_plots.profile(read(run_dir, "profile.json")))
     sections = [
@@ -183,9 +185,15 @@ def parameters(decay: dict[str, Any]) -> list[Table]:
         rows = [[name, f"{value:.4g}"] for name, value in single.items()]
         tables.append(Table(["parameter of the kernel", "fitted"], rows))
     if groups := decay.get("half_lives"):
-        rows = [[group, f"{value:.3g}"] for group, value in groups.items()][:50]
+        ends, planted = decay.get("half_lives_intervals", {}), decay.get("half_lives_planted", {})
+        rows = [
+            [group, f"{value:.3g}", span(*ends.get(group, (None, None)))]
+            + ([f"{planted[group]:.3g}"] if planted else [])
+            for group, value in groups.items()
+        ][:50]
         left = f"The first 50 of {len(groups)}; decay.json has all." if len(groups) > 50 else ""
-        tables.append(Table(["group", f"half-life ({decay['unit']})"], rows, left))
+        columns = ["group", f"half-life ({decay['unit']})", "95 % interval", "planted"]
+        tables.append(Table(columns[: 4 if planted else 3], rows, left))
     return tables
 
 

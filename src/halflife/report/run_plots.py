@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from halflife.curves import surest
 from halflife.report.drawing import COLORS, GREY, grid, picture, plain_log
 from halflife.report.page import Picture
 from halflife.report.predictions import Bin, Slice
@@ -53,6 +54,42 @@ def decay(curve: dict[str, list[float]], decay: dict[str, Any], planted: float |
         "histories hold.",
         draw,
         height=3.9,
+    )
+
+
+def half_lives(decay: dict[str, Any]) -> Picture:
+    """The half-life of each group, with its interval, around the shared one.
+
+    Args:
+        decay: of `decay.json`, of a kernel with groups.
+    """
+    unit, groups, shown = decay["unit"], decay["half_lives"], surest(decay)
+    ends, planted = decay.get("half_lives_intervals", {}), decay.get("half_lives_planted", {})
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for at, name in enumerate(shown):
+            if name in ends:
+                axes.plot(ends[name], [at, at], color=COLORS[0], lw=2.2)
+            axes.plot(groups[name], at, "o", color=COLORS[0], ms=4.5)
+            if name in planted:
+                axes.plot(planted[name], at, "|", color=COLORS[1], ms=11, mew=2)
+        if decay[f"half_life_{unit}"] is not None:
+            axes.axvline(decay[f"half_life_{unit}"], color=GREY, lw=1, ls="--")
+        axes.set(xscale="log", yticks=range(len(shown)), yticklabels=shown)
+        axes.set_xlabel("half-life (days)" if unit == "days" else "half-life (newer clicks)")
+        plain_log(axes.xaxis)
+        grid(axes)
+
+    values = "; ".join(f"{name}: {groups[name]:.3g}" for name in shown)
+    some = f", of the surest {len(shown)} of {len(groups)} groups" if len(shown) < len(groups) else ""
+    beside = "; upright strokes, what was planted" if planted else ""
+    return picture(
+        "half-lives",
+        f"Half-life ({unit}) of each group: {values}.",
+        f"Half-lives with 95 % intervals{some}; dashed, the shared one, to which they are drawn{beside}.",
+        draw,
+        height=1.0 + 0.22 * len(shown),
     )
 
 

@@ -7,11 +7,12 @@ their past clicks, faded by the planted kernel:
     share_c = Σ_i w(age_i) · [topic_i = topic_c] / (Σ_i w(age_i) + 1)
     P(click c) = σ(bias + strength · share_c − ln 2 · age of c / news_half_life)
 
-The last term is there only where news are planted to die, too. The 1 in the denominator is the sink: it lets
-interest fade with absence (docs/compositions.md). Since the probability is known, so is the best AUC that
-any model can reach on these impressions.
+Clicks on a topic may fade with a half-life of their own. The last term is there only where news are planted
+to die, too. The 1 in the denominator is the sink: it lets interest fade with absence (docs/compositions.md).
+Since the probability is known, so is the best AUC that any model can reach on these impressions.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def read(
     drift_days: float,
     seed: int,
     news_half_life_days: float | None = None,
+    half_life_days_by_topic: Mapping[str, float] | None = None,
 ) -> Tables:
     """Simulate the newsroom.
 
@@ -64,6 +66,8 @@ def read(
         seed: the same seed gives the same log, byte for byte.
         news_half_life_days: time in which an article's age halves the odds of a click on it; None leaves
             articles as fresh as on their first day.
+        half_life_days_by_topic: planted half-lives of the clicks on some topics, for example
+            `{football: 1, cooking: 30}`; the other topics, and all where None, keep `half_life_days`.
 
     Raises:
         InputError: for a setting out of range.
@@ -83,6 +87,7 @@ def read(
     seed = whole("data.source.seed", seed, "integer", at_least=0)
     if news_half_life_days is not None:
         number("data.source.news_half_life_days", news_half_life_days, "days", above=0)
+    topics_half_life = _by_topic(half_life_days, half_life_days_by_topic or {})
     rng = np.random.default_rng(seed)
 
     catalogue = _articles(rng, items, days)
@@ -90,7 +95,8 @@ def read(
     is_impression = rng.random(times.shape) < 0.6
     # readers who are all alike leave the generator where it was
     spread = rng.normal(0.0, half_life_sd, users) if half_life_sd else np.zeros(users)
-    half_life = half_life_days * np.exp(spread)
+    reader = np.exp(spread)
+    half_life_of = np.array([*topics_half_life.values()])
 
     width = times.shape[1]
     past_topic = np.full((users, width * candidates), -1, np.int16)
@@ -116,8 +122,12 @@ def read(
         longest = int(n_past[asked].max(initial=0))
         age = (times[asked, step][:, None] - past_time[asked, :longest]) / DAY_S
         real = np.arange(longest) < n_past[asked][:, None]
-        weight = np.where(real, np.exp(log_weight(kernel, np.maximum(age, 0.0), half_life[asked, None])), 0.0)
-        match = past_topic[asked, :longest][:, None, :] == topics[:, :, None]
+        past = past_topic[asked, :longest]
+        half_life = (
+            reader[asked, None] * half_life_of[past]
+        )  # that of −1, which is no click, counts for nothing
+        weight = np.where(real, np.exp(log_weight(kernel, np.maximum(age, 0.0), half_life)), 0.0)
+        match = past[:, None, :] == topics[:, :, None]
         share = np.einsum("uh,uch->uc", weight, match)
         if composition != "sum":
             share /= np.maximum(weight.sum(1) + (composition == "sink"), 1e-300)[:, None]
@@ -147,7 +157,22 @@ def read(
     planted = planted if kernel != "none" else {"kernel": "none"}
     if news_half_life_days is not None:
         planted["news_half_life_days"] = news_half_life_days
+    if half_life_days_by_topic and kernel != "none":
+        planted["half_lives"] = topics_half_life
     return _tables(catalogue, events, shown, candidates, planted)
+
+
+def _by_topic(half_life_days: float, given: Mapping[str, float]) -> dict[str, float]:
+    """The planted half-life of every topic."""
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"data.source.half_life_days_by_topic must be half-lives by topic (days), got {given}; write "
+            "them as {football: 1, cooking: 30}"
+        )
+    for topic, days in given.items():
+        choice("data.source.half_life_days_by_topic", topic, list(TOPICS))
+        number(f"data.source.half_life_days_by_topic.{topic}", days, "days", above=0)
+    return {topic: float(given.get(topic, half_life_days)) for topic in TOPICS}
 
 
 def log_weight(kernel: str, age_days: Array, half_life_days: Array | float) -> Array:
