@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halflife import arrays, impressions, shards
+from halflife import arrays, impressions, shards, users
 from halflife.negatives import Negatives
 from halflife.store import Store
 from halflife.tables import Tables
@@ -30,6 +30,7 @@ EVENT = st.tuples(st.sampled_from(USERS), st.sampled_from([*ITEMS, "ghost"]), MO
 SHOWN = st.lists(st.tuples(st.sampled_from(ITEMS), st.integers(0, 1)), min_size=1, max_size=4)
 SIZES = st.fixed_dictionaries(
     {
+        "AT_ONCE": st.integers(1, 9),
         "BATCH_ROWS": st.integers(1, 7),
         "BUCKET_ROWS": st.integers(1, 9),
         "MOST_BUCKETS": st.integers(1, 6),
@@ -71,7 +72,9 @@ def sized(sizes: dict[str, int]) -> Iterator[None]:
     """Builds inside cut their work into pieces of these sizes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            patch.setattr(next(m for m in (arrays, impressions, shards) if hasattr(m, name)), name, size)
+            patch.setattr(
+                next(m for m in (arrays, users, impressions, shards) if hasattr(m, name)), name, size
+            )
         yield
 
 
@@ -161,7 +164,7 @@ def test_ties_in_time_are_settled_by_item_and_a_click_of_the_same_second_is_no_p
         ),
         has_click_times=True,
     )
-    tiny = {"BATCH_ROWS": 3, "BUCKET_ROWS": 2, "PART_ROWS": 1, "WINDOW": 2}
+    tiny = {"AT_ONCE": 2, "BATCH_ROWS": 3, "BUCKET_ROWS": 2, "PART_ROWS": 1, "WINDOW": 2}
     with tempfile.TemporaryDirectory() as folder, sized(tiny):
         arrays.build(log, None, Path(folder))
         s = Store(Path(folder))

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from halflife import arrays, engines, impressions, shards
+from halflife import arrays, engines, impressions, shards, users
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.store import open_or_build
@@ -73,6 +73,7 @@ def store(engine: str, cache: Path, logged: bool = True) -> tuple[str, dict[str,
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds are cut into about ten shards of users and as many of time."""
+    monkeypatch.setattr(users, "AT_ONCE", 300)
     monkeypatch.setattr(arrays, "BUCKET_ROWS", 300)
     monkeypatch.setattr(impressions, "PART_ROWS", 60)
 

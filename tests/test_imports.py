@@ -24,6 +24,7 @@ ORDER = [
     "shards",
     "engines",
     "impressions",
+    "users",
     "arrays",
     "pretrained",
     "store",

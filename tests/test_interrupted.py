@@ -16,14 +16,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from halflife import arrays, impressions, spill
+from halflife import arrays, impressions, spill, users
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.store import FULL, Store, open_or_build
 from halflife.tables import Tables
 
 FAIR = Negatives(per_positive=2, by="uniform", window_days=1.0, exclude_seen=False, max_positives=3, seed=0)
-TINY = ((arrays, "BUCKET_ROWS", 8), (impressions, "PART_ROWS", 6))
+TINY = ((users, "AT_ONCE", 8), (arrays, "BUCKET_ROWS", 8), (impressions, "PART_ROWS", 6))
 WRITES: list[tuple[Any, str]] = [
     (np, "save"),
     (spill.Buckets, "__init__"),
@@ -32,6 +32,7 @@ WRITES: list[tuple[Any, str]] = [
     (spill.Column, "add"),
     (pl.DataFrame, "write_ipc"),
     (pl.DataFrame, "write_parquet"),
+    (pl.LazyFrame, "sink_ipc"),
     (pl.LazyFrame, "sink_parquet"),
     (Path, "mkdir"),
     (Path, "rename"),

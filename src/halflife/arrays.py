@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from halflife import item_vectors, quality, shards, tables
 from halflife.engines import Engine, local
 from halflife.errors import InputError
-from halflife.impressions import Counts, Drawn, Index, Logged, Sweep, refuse_missing_times, write
+from halflife.impressions import Counts, Drawn, Index, Logged, Sweep, write
 from halflife.negatives import Negatives
 from halflife.progress import bar
 from halflife.spill import Buckets, Column
 from halflife.tables import Tables
+from halflife.users import counted
 
 Array = NDArray[Any]
 
@@ -33,7 +34,6 @@ BATCH_ROWS = 200_000  # events that are indexed together
 READ_ROWS = 20_000  # events that are read in one piece; some dozen at a time
 BUCKET_ROWS = 2_000_000  # events that are sorted together
 MOST_BUCKETS = 1_000  # files; a log with more events has larger buckets
-USER_PARTS = 64  # of a log with more rows than a bucket: the rows of each are counted by user together
 EVENT = np.dtype([("user", np.int32), ("item", np.int32), ("time", np.int64), ("kind", np.int16)])
 
 
@@ -123,7 +123,7 @@ def _write_log(
         items: the catalogue by id.
     """
     scratch = directory / "scratch"
-    events, users, found = _users(log, scratch)
+    events, users, found = counted(log, scratch)
     users.select("user_id").write_parquet(directory / "users.parquet")
     index, per_user = Index(items["item_id"], users["user_id"]), users["events"].to_numpy()
     del users  # as large as the index, which has the ids too
@@ -185,77 +185,6 @@ def _items(log: Tables) -> pl.DataFrame:
             f"items.published_s must be Unix time (seconds), got {latest}; divide the column by 1000"
         )
     return items
-
-
-def _users(log: Tables, scratch: Path) -> tuple[pl.LazyFrame, pl.DataFrame, list[quality.Finding]]:
-    """Every user by id, with how many events they have: the one pass that also checks what the events are.
-
-    Returns:
-        The events that can be true, the users, and what was found.
-    """
-    events = tables.check_columns("events", log.events, tables.EVENT_COLUMNS)
-    shown = None
-    if log.impressions is not None:
-        shown = tables.check_columns("impressions", log.impressions, tables.IMPRESSION_COLUMNS)
-    rules = quality.suspects(log.has_click_times)
-    users = _per_user(events, shown, rules, scratch)
-    counts = {name: int(users[name].sum()) for name in rules}
-    events, found = quality.sift(events, counts, int(users["events"].sum()), rules)
-    if found:
-        users = _per_user(events, shown, rules, scratch)
-    refuse_missing_times("events", int(users["missing"].sum()))
-    if log.has_click_times:
-        first_s, last_s = users.select(pl.col("first_s").min(), pl.col("last_s").max()).row(0)
-        tables.check_times("events", first_s, last_s)
-        found += quality.crowds(users)
-    return events, users.select("user_id", "events").sort("user_id"), found
-
-
-def _per_user(
-    events: pl.LazyFrame,
-    shown: pl.LazyFrame | None,
-    rules: dict[str, tuple[str, pl.Expr]],
-    scratch: Path,
-) -> pl.DataFrame:
-    """Events of each user: how many, from when to when, and how many each rule holds for.
-
-    Args:
-        events: of the log.
-        shown: its impressions; who has them and no event is a user too.
-        rules: from `quality.suspects`.
-        scratch: for a log whose rows are too many to be counted at once: a user's rows lie anywhere in it,
-            so that Polars would hold nearly all of them.
-    """
-    rows = events.select(
-        "user_id",
-        "timestamp_s",
-        events=pl.lit(1, pl.Int64),
-        missing=pl.col("timestamp_s").is_null(),
-        **{name: rule for name, (_, rule) in rules.items()},
-    )
-    if shown is not None:
-        rows = pl.concat([rows, shown.select("user_id", events=pl.lit(0, pl.Int64))], how="diagonal")
-    parts, place = [rows], scratch / "users"
-    if rows.head(BUCKET_ROWS + 1).select(pl.len()).collect(engine="streaming").item() > BUCKET_ROWS:
-        dealt = rows.with_columns(part=pl.col("user_id").hash() % USER_PARTS)
-        by_part = pl.PartitionBy(place, key="part", include_key=False)
-        dealt.sink_ipc(by_part, mkdir=True, compression="lz4", engine="streaming")
-        parts = [pl.scan_ipc(part) for part in sorted(place.iterdir())]
-    users = pl.concat(
-        part.group_by("user_id")
-        .agg(
-            pl.col("events", "missing", *rules).sum(),
-            first_s=pl.col("timestamp_s").min(),
-            last_s=pl.col("timestamp_s").max(),
-        )
-        .collect(engine="streaming")
-        for part in bar(parts, "users")
-    )
-    if place.exists():
-        shutil.rmtree(place)
-    if users["events"].sum() == 0:
-        raise InputError("the log must hold at least 1 event, got 0; loosen the filters of the data config")
-    return users
 
 
 def _deal(

@@ -30,6 +30,7 @@ from halflife import (
     shards,
     spill,
     tables,
+    users,
 )
 from halflife.errors import InputError
 from halflife.negatives import Negatives
@@ -49,6 +50,7 @@ CODE = [
         shards,
         engines,
         impressions,
+        users,
         arrays,
         pseudonyms,
         item_vectors,
