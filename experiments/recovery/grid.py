@@ -40,6 +40,9 @@ def cells() -> Iterator[tuple[str, list[str]]]:
     for n in (5000, 20000):
         yield f"topics-differ-{n}", [f"impressions={n}", "topic_sd=0.8", "by_topic=true"]
     yield "topics-alike-5000", ["impressions=5000", "by_topic=true"]
+    for half_life in HALF_LIVES:
+        words = ["impressions=5000", "vectors=frozen", "kernels=[exponential,power]", days(half_life)]
+        yield f"frozen-5000-{half_life:g}d", words
     yield "tuned", ["impressions=5000", "vectors=tuned", "kernels=[exponential,power]"]
 
 
