@@ -53,6 +53,7 @@ ORDER = [
     "build",
     "profile",
     "compare",
+    "recovery_report",
     "recovery",
     "dashboard",
     "report",

@@ -89,6 +89,12 @@ def test_topics_that_are_alike_are_told_apart_by_nothing(tmp_path: Path) -> None
     assert all(t["planted"] == 3 for t in log["topics"]["by_topic"].values())
 
 
+def test_where_nothing_fades_no_topic_is_beside_a_planted_half_life(tmp_path: Path) -> None:
+    report = found(tmp_path, "control=none", "by_topic=true", "kernels=[]", "seeds=1")
+    assert (report["topics"]["topics"], report["topics"]["coverage"]) == (0, None)
+    assert (tmp_path / "topics.png").stat().st_size > 0
+
+
 def test_a_log_that_fails_is_reported_and_not_counted(tmp_path: Path) -> None:
     told = {
         "identified": True, "half_life_days": 5.5, "low": 5.1, "high": 6.0, "sd_log_half_life": 0.04,

@@ -15,7 +15,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from halflife import recovery
+from halflife import recovery, recovery_report
 from halflife.cli import CONFIG_DIR
 
 KERNELS = ["exponential", "power", "weibull", "gaussian"]
@@ -84,9 +84,9 @@ def main() -> None:
                 found = recovery.summarise(sorted(rows.pop(name), key=lambda r: int(r["seed"])), cfg)
                 (given.out / name).mkdir(parents=True, exist_ok=True)
                 (given.out / name / "recovery.json").write_text(json.dumps(found, indent=2))
-                recovery.picture(found, given.out / name / "recovery.png")
+                recovery_report.picture(found, given.out / name / "recovery.png")
                 if found["topics"] is not None:
-                    recovery.topics_picture(found, given.out / name / "topics.png")
+                    recovery_report.topics_picture(found, given.out / name / "topics.png")
                 print(name, {k: v for k, v in found.items() if k not in ("logs", "planted")}, flush=True)
 
 
