@@ -396,7 +396,7 @@ def test_groups_have_intervals_that_hold_what_was_planted_and_are_as_wide_as_the
 def test_a_likelihood_is_the_same_on_a_log_with_vectors_and_keeps_none_of_them(
     make_log: MakeLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("halflife.likelihood.PIECE", 2_000)  # so that batches are cut
+    monkeypatch.setattr("halflife.parts.PIECE", 2_000)  # so that batches are cut
     file = tmp_path / "v.csv"
     file.write_text("N00003,1,2\n")
     found = []

@@ -39,6 +39,7 @@ ORDER = [
     "metrics",
     "recommender",
     "checkpoints",
+    "parts",
     "likelihood",
     "heterogeneity",
     "estimate",

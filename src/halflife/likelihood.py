@@ -6,18 +6,17 @@ whatever is summed over impressions is float64, which leaves about 10⁻⁵ nats
 """
 
 import copy
-import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd
-from torch.nn.functional import embedding
 
 from halflife.batches import Batch
 from halflife.decay.kernel import Kernel
 from halflife.interest.compose import Interest
+from halflife.parts import Part, gathered, joined, pieces, rows_of
 from halflife.ranges import shuffled
 from halflife.recommender import Recommender, score_vectors
 
@@ -26,9 +25,6 @@ PRIOR_STEPS, PRIOR_STILL = 20, 0.02  # of an estimated prior, and the move of it
 STEPS = 40  # of one minimisation; a dozen is usual, and a half-life that runs away to infinity stops here
 ENOUGH = 1e-4  # nats that a step is expected to gain, below which the minimum is reached
 START_CANDIDATES = 20_000  # on which several starts are compared
-PIECE = 2**20  # clicks times candidates scored at once; larger arrays the system hands out anew each time
-# of a Batch, not of its impressions
-PER_ITEM = ("item", "tokens", "token_length", "category", "item_vectors", "item_vector_mask", "log_rate")
 NO_DECAY = 1e9  # days: a half-life at which nothing has faded in any log
 
 
@@ -38,15 +34,6 @@ class Point:
 
     theta: Tensor
     value: float
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A batch with its vectors gathered: history (B, H, d), candidates (B, C, d)."""
-
-    batch: Batch
-    history: Tensor
-    candidates: Tensor
 
 
 class _Scores(nn.Module):
@@ -61,7 +48,7 @@ class _Scores(nn.Module):
         both = {"decay": self.decay, "candidate_decay": self.candidate_decay}
         return {name: kernel for name, kernel in both.items() if kernel is not None}
 
-    def forward(self, part: _Part | None) -> Tensor:
+    def forward(self, part: Part | None) -> Tensor:
         """Scores of a part; the log prior of the kernels without one."""
         if part is None:
             return torch.stack([kernel.log_prior() for kernel in self.kernels().values()]).sum()
@@ -88,8 +75,8 @@ class Likelihood:
         self._loss = module.loss
         self._take(_Scores(module.decay, module.interest, module.candidate_decay))
         vectors = vectors.detach().cpu()
-        whole = (_part(b.to("cpu"), vectors, module.interest.bilinear) for b in batches)
-        self._parts = _joined([piece for part in whole for piece in _pieces(part)])
+        whole = (gathered(b.to("cpu"), vectors, module.interest.bilinear) for b in batches)
+        self._parts = joined([piece for part in whole for piece in pieces(part)])
         self.user = torch.cat([p.batch.user for p in self._parts])
 
     def with_decay(self, decay: Kernel) -> "Likelihood":
@@ -127,7 +114,7 @@ class Likelihood:
             for (n, s), part in zip(self._shapes.items(), theta.split(sizes) if sizes else (), strict=True)
         }
 
-    def _score(self, theta: Tensor, part: _Part | None) -> Tensor:
+    def _score(self, theta: Tensor, part: Part | None) -> Tensor:
         return functional_call(self._scores, {**self._fixed, **self.values(theta.float())}, (part,))
 
     def _log_prior(self, theta: Tensor) -> Tensor:
@@ -137,7 +124,7 @@ class Likelihood:
         """Slope (P,) and Hessian (P, P) of −log prior."""
         return -grad(self._log_prior)(theta), -hessian(self._log_prior)(theta)
 
-    def _each(self, score: Tensor, part: _Part) -> Tensor:
+    def _each(self, score: Tensor, part: Part) -> Tensor:
         """Negative log-likelihood of each impression."""
         return self._loss(score, part.batch.label, part.batch.candidate_mask, reduction="sum")
 
@@ -163,7 +150,7 @@ class Likelihood:
         slope, bend = self.prior(theta)
         for part, w in zip(self._parts, self._weights(weight), strict=True):
 
-            def scored(t: Tensor, part: _Part = part) -> tuple[Tensor, Tensor]:
+            def scored(t: Tensor, part: Part = part) -> tuple[Tensor, Tensor]:
                 score = self._score(t, part)
                 return score, score
 
@@ -176,7 +163,7 @@ class Likelihood:
             bend += (weighted.flatten(0, 1).T @ hj.flatten(0, 1)).double()
         return value, slope, bend
 
-    def _by_score(self, score: Tensor, jacobian: Tensor, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_score(self, score: Tensor, jacobian: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor]:
         """nll of each impression (B,), its slope in the scores (B, C), and ∂²nll/∂score² · J (B, C, P)."""
         # impressions do not touch each other, so that a slope of their sum is each impression's own
         with torch.enable_grad():
@@ -193,7 +180,7 @@ class Likelihood:
         slopes = []
         for part in self._parts:
 
-            def each(t: Tensor, part: _Part = part) -> Tensor:
+            def each(t: Tensor, part: Part = part) -> Tensor:
                 return self._each(self._score(t, part), part)
 
             def total(t: Tensor, each: Callable[[Tensor], Tensor] = each) -> Tensor:
@@ -285,7 +272,7 @@ class Likelihood:
         if every <= 1:
             return self
         thin = copy.copy(self)
-        thin._parts = _joined([_rows(part, slice(None, None, every)) for part in self._parts])
+        thin._parts = joined([rows_of(part, slice(None, None, every)) for part in self._parts])
         thin.user = torch.cat([part.batch.user for part in thin._parts])
         return thin
 
@@ -340,77 +327,6 @@ class Likelihood:
         if self.half_life is None:
             return None
         return self.minimise(self.at_half_life(theta, NO_DECAY), held=[self.half_life])
-
-
-def _rows(part: _Part, rows: slice) -> _Part:
-    """Some impressions of a part."""
-    batch = part.batch
-    kept = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in PER_ITEM}
-    some = replace(batch, **{n: v[rows] for n, v in kept.items()})
-    return _Part(some, part.history[rows], part.candidates[rows])
-
-
-def _pieces(part: _Part) -> list[_Part]:
-    """A part in pieces of at most PIECE clicks times candidates, or of one impression."""
-    each = max(1, part.history.shape[1] * part.candidates.shape[1])
-    size = max(1, PIECE // each)
-    return [_rows(part, slice(i, i + size)) for i in range(0, len(part.history), size)]
-
-
-def _joined(parts: list[_Part]) -> list[_Part]:
-    """The same impressions in fewer parts: what a pass costs beside its sums, it costs once a part."""
-    out: list[list[_Part]] = []
-    clicks = candidates = impressions = 0
-    for part in sorted(parts, key=lambda p: p.history.shape[1]):
-        b, h, c = len(part.history), part.history.shape[1], part.candidates.shape[1]
-        clicks, candidates, impressions = max(clicks, h), max(candidates, c), impressions + b
-        if not out or impressions * clicks * candidates > PIECE:
-            out.append([])
-            clicks, candidates, impressions = h, c, b
-        out[-1].append(part)
-    return [_join(some) if len(some) > 1 else some[0] for some in out]
-
-
-def _join(parts: list[_Part]) -> _Part:
-    """Parts on end, padded behind to the longest history and the largest impression."""
-
-    def on_end(values: list[Tensor]) -> Tensor:
-        sizes = [max(v.shape[i] for v in values) for i in range(1, values[0].ndim)]
-        out = values[0].new_zeros((sum(len(v) for v in values), *sizes))
-        for v, rows in zip(values, out.split([len(v) for v in values]), strict=True):
-            rows[tuple(slice(n) for n in v.shape)] = v
-        return out
-
-    batches = [part.batch for part in parts]
-    first = [0, *itertools.accumulate(len(b.item) for b in batches[:-1])]
-    moved = [
-        replace(b, history=b.history + n, candidates=b.candidates + n, tokens=None, token_length=None)
-        for b, n in zip(batches, first, strict=True)
-    ]
-    named = {f.name: [getattr(b, f.name) for b in moved] for f in fields(Batch)}
-    whole = {n: on_end(v) for n, v in named.items() if v[0] is not None and v[0].ndim}
-    return _Part(
-        replace(moved[0], **whole),
-        on_end([part.history for part in parts]),
-        on_end([part.candidates for part in parts]),
-    )
-
-
-def _part(batch: Batch, vectors: Tensor, bilinear: bool) -> _Part:
-    """Gather a batch's vectors, in their own type; where only inner products count, as those alone.
-
-    u·v_c = Σ_i w_i (v_i·v_c): with the similarities S for the clicks' vectors and the unit vectors for the
-    candidates', the scores are the same, and the width is the number of candidates.
-    """
-    items = vectors[batch.item]
-    batch = replace(batch, item_vectors=None, item_vector_mask=None)  # they are in the encoder's
-    history, candidates = embedding(batch.history, items), embedding(batch.candidates, items)
-    if bilinear:
-        history = (candidates @ history.transpose(1, 2)).transpose(
-            1, 2
-        )  # clicks side by side: quick to sum over
-        candidates = torch.eye(candidates.shape[1]).expand(len(candidates), -1, -1)
-    return _Part(batch, history, candidates)
 
 
 def _step(bend: Tensor, slope: Tensor, damping: float) -> Tensor:
