@@ -152,7 +152,7 @@ def sort(log: Path, cache: Path) -> dict[str, float]:
 
 def warm(log: Path, cache: Path) -> dict[str, float]:
     """From a Store that is there to the first training batch of a DataModule, imports left out."""
-    from halflife.batches import DataModule
+    from halflife.datamodule import DataModule
 
     files = sorted(log.glob("*.parquet"))
     started = time.perf_counter()

@@ -45,7 +45,8 @@ from torch.nn.functional import pad
 from torch.nn.utils import clip_grad_norm_
 
 from halflife import pretrained, summary, tracking
-from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
+from halflife.batches import PAD_AGE, Batch, Impressions
+from halflife.datamodule import DataModule
 from halflife.decay.configured import kernels
 from halflife.encoders.chunks import chunks, rectangle
 from halflife.errors import InputError

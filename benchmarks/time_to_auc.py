@@ -28,7 +28,8 @@ from lightning.pytorch.callbacks import Callback
 from rich.table import Table
 
 from halflife import metrics, tracking
-from halflife.batches import Batch, DataModule, Impressions
+from halflife.batches import Batch, Impressions
+from halflife.datamodule import DataModule
 from halflife.likelihood import Likelihood
 from halflife.progress import bar
 from halflife.recommender import Recommender, build

@@ -18,7 +18,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # the tensors of tests are small, and threads that wait for each other cost half as much again
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.sources import synthetic
 from halflife.sources.newsroom import TAILS, TOPICS
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
-from halflife.batches import DataModule
 from halflife.build import run
 from halflife.card import Tally, describe
 from halflife.card_page import page
 from halflife.cli import CONFIG_DIR
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.tables import Tables
 

@@ -10,7 +10,6 @@ import polars
 import pytest
 import torch
 
-from halflife.batches import DataModule
 from halflife.compare import (
     Outcome,
     against_none,
@@ -23,6 +22,7 @@ from halflife.compare import (
     run,
     table,
 )
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.estimate import Z
 from halflife.likelihood import Likelihood

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.recommender import build
 

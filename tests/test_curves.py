@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halflife.batches import DataModule
 from halflife.curves import GROUPS_DRAWN, ages, decay_curve, half_lives
+from halflife.datamodule import DataModule
 
 
 @pytest.mark.parametrize("unit", ["days", "rank"])

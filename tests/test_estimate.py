@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from halflife import losses, metrics
-from halflife.batches import Batch, DataModule
+from halflife.batches import Batch
+from halflife.datamodule import DataModule
 from halflife.decay.exp_mixture import ExpMixture
 from halflife.decay.exponential import Exponential
 from halflife.decay.floor import Floor

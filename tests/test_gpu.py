@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.recommender import build
 from tests.conftest import SMALL_LOG, metrics
 from tests.test_conf import composed

@@ -32,6 +32,7 @@ ORDER = [
     "draws",
     "sampler",
     "batches",
+    "datamodule",
     "encoders",
     "decay",
     "interest",

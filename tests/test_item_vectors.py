@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from halflife import item_vectors
 from halflife.arrays import build
-from halflife.batches import DataModule, Impressions
+from halflife.batches import Impressions
 from halflife.build import table
 from halflife.card import describe
 from halflife.card_page import page
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.pseudonyms import VARIABLE
 from halflife.sources import synthetic

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from halflife import mlm, pretrained
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.settings import check_read
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from halflife import recommender
 from halflife.arrays import build
-from halflife.batches import DataModule, Impressions
+from halflife.batches import Impressions
 from halflife.cli import CONFIG_DIR
+from halflife.datamodule import DataModule
 from halflife.draws import Fresh, InView
 from halflife.errors import InputError
 from halflife.negatives import Negatives, baskets, log_rate, sample

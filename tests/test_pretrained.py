@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from halflife import pretrained
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.pretrained import (
     BUNDLED_PACKAGE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.estimate import fit_likelihood
 from halflife.likelihood import Likelihood

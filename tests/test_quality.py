@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from halflife import quality
 from halflife.arrays import build
-from halflife.batches import DataModule
 from halflife.build import table
 from halflife.card import describe
 from halflife.card_page import page
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.quality import MANY
 from halflife.store import Store

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from halflife import losses, metrics
-from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
+from halflife.batches import PAD_AGE, Batch, Impressions
 from halflife.checkpoints import check_checkpoint
+from halflife.datamodule import DataModule
 from halflife.decay.exponential import Exponential
 from halflife.decay.fourier import Fourier
 from halflife.decay.kernel import Kernel

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from halflife import pretrained, store
 from halflife.arrays import build
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.sources import online_retail

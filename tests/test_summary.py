@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.recommender import build
 from halflife.summary import bent, caveats, last_table, unsettled
 from tests.test_conf import composed

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.quality import Finding
 from halflife.store import Store
 from halflife.tables import DAY_S

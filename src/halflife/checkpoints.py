@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.errors import InputError, shown
 from halflife.recommender import Recommender, identity
 

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import CatMetric
 
 from halflife import loggers, pretrained, settings, tracking
-from halflife.batches import DataModule
 from halflife.checkpoints import read_checkpoint
+from halflife.datamodule import DataModule
 from halflife.errors import InputError, number, whole
 from halflife.ranges import ranges
 from halflife.recommender import seed_step

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
 from halflife import settings
-from halflife.batches import Batch, DataModule
+from halflife.batches import Batch
+from halflife.datamodule import DataModule
 from halflife.decay.configured import kernels
 from halflife.decay.kernel import Kernel
 from halflife.decay.none import NoDecay

@@ -13,7 +13,8 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian
 
-from halflife.batches import Batch, DataModule
+from halflife.batches import Batch
+from halflife.datamodule import DataModule
 from halflife.decay.actr import Actr
 from halflife.decay.buckets import Buckets
 from halflife.decay.configured import kernels

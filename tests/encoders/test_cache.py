@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.encoders import cache, tuning
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError

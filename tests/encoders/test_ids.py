@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from halflife.batches import DataModule
+from halflife.datamodule import DataModule
 from halflife.encoders.ids import IdEmbedding
 from halflife.errors import InputError
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from halflife.batches import DataModule, Impressions
+from halflife.batches import Impressions
+from halflife.datamodule import DataModule
 from halflife.encoders import chunks, packing, pooling, tuning
 from halflife.encoders.text import TextEncoder
 from tests.conftest import TEXT

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from halflife.batches import DataModule, Impressions
+from halflife.batches import Impressions
+from halflife.datamodule import DataModule
 from halflife.encoders.rendered import NOTHING, Rendered, ages_in_words, parse
 from halflife.errors import InputError
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from halflife import losses, metrics
-from halflife.batches import Batch, DataModule, Impressions
+from halflife.batches import Batch, Impressions
 from halflife.checkpoints import check_checkpoint
+from halflife.datamodule import DataModule
 from halflife.decay.exponential import Exponential
 from halflife.encoders import tuning
 from halflife.encoders.text import TextEncoder

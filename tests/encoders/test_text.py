@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from halflife.batches import Batch, DataModule, Impressions
+from halflife.batches import Batch, Impressions
+from halflife.datamodule import DataModule
 from halflife.encoders import chunks, pooling, tuning
 from halflife.encoders.text import TextEncoder
 from halflife.errors import InputError

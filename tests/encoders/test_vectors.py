@@ -14,8 +14,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from halflife.batches import DataModule
 from halflife.cli import CONFIG_DIR
+from halflife.datamodule import DataModule
 from halflife.encoders import tuning
 from halflife.encoders.text import TextEncoder
 from halflife.encoders.vectors import ItemVectors, VectorMap

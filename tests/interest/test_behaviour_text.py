@@ -15,7 +15,8 @@ from torch.nn.functional import pad
 from transformers import AutoModel, AutoTokenizer
 
 from halflife import losses, metrics
-from halflife.batches import PAD_AGE, Batch, DataModule, Impressions
+from halflife.batches import PAD_AGE, Batch, Impressions
+from halflife.datamodule import DataModule
 from halflife.decay.exponential import Exponential
 from halflife.decay.fourier import Fourier
 from halflife.decay.kernel import Kernel
