@@ -122,7 +122,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     half_life = module.decay.half_life
     value = None if half_life is None else float(half_life.detach())
     out: dict[str, Any] = {
-        "kernel": type(module.decay).__module__.rpartition(".")[2],
+        "kernel": module.decay.label,
         "unit": module.unit,
         f"half_life_{module.unit}": value,
         "low": None,

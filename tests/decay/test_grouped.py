@@ -137,6 +137,12 @@ def test_groups_within_groups_and_under_a_floor_multiply_their_half_lives(batch_
     assert lifted.clicks_only
 
 
+def test_outputs_call_groups_and_floors_by_what_they_are_made_of() -> None:
+    assert kernel_of("by_kind").label == "exponential by kind"
+    assert kernel_of("by_user", "decay@decay.kernel=floor").label == "exponential above a floor by user"
+    assert kernel_of("rank_exponential").label == "rank_exponential"
+
+
 def test_ages_alone_have_the_shared_half_life() -> None:
     kernel = deviate(grouped("category", 2), -1.0, 1.0)
     assert kernel(torch.tensor(H)).exp().item() == pytest.approx(0.5)

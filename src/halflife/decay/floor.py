@@ -96,5 +96,9 @@ class Floor(Kernel):
         return self.kernel.half_lives()
 
     @property
+    def label(self) -> str:
+        return f"{self.kernel.label} above a floor"
+
+    @property
     def group_sd(self) -> float | None:
         return self.kernel.group_sd

@@ -103,6 +103,10 @@ class Grouped(Kernel):
         return self.kernel.floor
 
     @property
+    def label(self) -> str:
+        return f"{self.kernel.label} by {self.by}"
+
+    @property
     def group_sd(self) -> float:
         return math.exp(self.log_sd.item())
 

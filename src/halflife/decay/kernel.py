@@ -121,6 +121,11 @@ class Kernel(nn.Module):
         return {}
 
     @property
+    def label(self) -> str:
+        """What outputs call it: the name of its file, or of what it is made of."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
     def group_sd(self) -> float | None:
         """Standard deviation of log half-life between groups; None where there is but one group."""
         return None
