@@ -60,6 +60,19 @@ def test_ages_dealt_out_anew_gain_less_than_true_ones(make_log: MakeLog) -> None
     assert max(permute(fit, 4, seed=1)) < fit.gain
 
 
+def test_a_run_that_names_what_this_version_has_not_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("data: {_target_: halflife.gone.DataModule}")
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("checkpoints/best.ckpt", "metrics.json", "predictions.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        InputError, match=r"^RUN_DIR must be a run of this version, got .*halflife\.gone"
+    ) as e:
+        load(tmp_path, "profile its half-life")
+    assert "HYDRA_FULL_ERROR" not in str(e.value)
+
+
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"^RUN_DIR must be the directory of a finished run, got .* without "

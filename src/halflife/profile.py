@@ -162,15 +162,25 @@ def load(run_dir: Path, what_for: str) -> tuple[Recommender, Any]:
         what_for: what its item vectors are held fixed for, to say so where it has none.
 
     Raises:
-        InputError: when the directory holds no finished run, or that of a model which reads text.
+        InputError: when the directory holds no finished run, that of a model which reads text, or one whose
+            configuration names what this version has not.
     """
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     from halflife.recommender import build
 
     cfg = configuration(run_dir)
-    data = instantiate(cfg.data)
-    module = build(cfg, data)
+    try:
+        data = instantiate(cfg.data)
+        module = build(cfg, data)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        why = str(error).partition(",")[0]
+        raise InputError(
+            f"RUN_DIR must be a run of this version, got {run_dir} ({why}); run it again"
+        ) from error
     if module.interest.reads_text:
         raise InputError(
             f"model must be one of item vectors to {what_for}, got one that reads text in {run_dir}; give a "
