@@ -336,7 +336,9 @@ def test_the_effective_parameters_of_a_ridge_are_the_trace_of_its_hat_matrix() -
     for penalty in (0.0, 3.0, 200.0):
         prior = penalty * torch.eye(4, dtype=torch.float64)
         bend = x.T @ x + prior
-        ridge: Any = SimpleNamespace(prior=lambda t, p=prior: (t, p), curvature=lambda t, b=bend: (0.0, t, b))
+        ridge: Any = SimpleNamespace(
+            prior=lambda t, p=prior: (t, p), curvature=lambda t, b=bend: (0.0, t, b), estimated_priors=0
+        )
         hat = torch.linalg.svdvals(x).square()
         expected = float((hat / (hat + penalty)).sum())
         assert parameters_effective(ridge, torch.zeros(4)) == pytest.approx(expected, rel=1e-9)
@@ -348,12 +350,14 @@ def test_groups_count_as_far_as_their_prior_lets_the_data_move_them(make_log: Ma
     assert parameters_effective(plain, plain.start) == len(plain.names) == 4
     counted = []
     for sd in (0.001, 0.3, 30.0):
-        kernel = Grouped(
-            5.0, True, "category", learn_groups=True, sd=sd, estimate_sd=False, kernel=partial(Exponential)
-        )
-        kernel.bind(data.store)
-        grouped = plain.with_decay(kernel)
-        counted.append(parameters_effective(grouped, grouped.start))
+        both = []
+        for estimated in (False, True):
+            kernel = Grouped(5.0, True, "category", True, sd, estimated, partial(Exponential))
+            kernel.bind(data.store)
+            grouped = plain.with_decay(kernel)
+            both.append(parameters_effective(grouped, grouped.start))
+        assert both[1] == both[0] + 1, "an estimated spread is one more"
+        counted.append(both[0])
     groups = len(TOPICS)
     assert counted[0] == pytest.approx(4, abs=0.01)
     assert 4.5 < counted[1] < 3 + groups

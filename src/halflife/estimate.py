@@ -185,7 +185,8 @@ def parameters_effective(likelihood: Likelihood, theta: Tensor) -> float:
     B is the Gauss–Newton curvature of −log L, prior included, and Λ that of −log prior: tr(B⁻¹ (B − Λ)), the
     trace of a ridge's or random effect's hat matrix. A parameter without a prior counts as 1, a group's
     deviation as 1 where its clicks speak loudest and as nothing where the prior holds it. What a prior has
-    learned itself, such as an estimated sd, is taken as known and not counted.
+    learned itself, such as an estimated sd, counts as 1: taken as known, groups that do not differ were
+    preferred to one half-life in 21 of 30 logs, and so in 5 (experiments/recovery).
 
     Args:
         likelihood: whose prior and curvature.
@@ -193,13 +194,16 @@ def parameters_effective(likelihood: Likelihood, theta: Tensor) -> float:
 
     Source: Hodges & Sargent, Counting Degrees of Freedom in Hierarchical and Other Richly-Parameterised
     Models (Biometrika 2001); Vaida & Blanchard, Conditional Akaike Information for Mixed-Effects Models
-    (Biometrika 2005), for its place in the AIC; Wood, Generalized Additive Models (2017), section 6.1.2.
+    (Biometrika 2005), for its place in the AIC; Greven & Kneib, On the Behaviour of Marginal and Conditional
+    AIC in Linear Mixed Models (Biometrika 2010), for what an sd taken as known does to it; Wood, Generalized
+    Additive Models (2017), section 6.1.2.
     """
     _, prior = likelihood.prior(theta)
     if not prior.any():
         return float(len(theta))
     _, _, bend = likelihood.curvature(theta)
-    return len(theta) - float((torch.linalg.pinv(bend, hermitian=True) * prior).sum())
+    held = float((torch.linalg.pinv(bend, hermitian=True) * prior).sum())
+    return len(theta) - held + likelihood.estimated_priors
 
 
 def sandwich(fit: Fit) -> Tensor | None:

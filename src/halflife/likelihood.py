@@ -89,6 +89,11 @@ class Likelihood:
         """What the kernels' priors learned, by name."""
         return dict(self._scores.named_buffers())
 
+    @property
+    def estimated_priors(self) -> int:
+        """How many numbers of the kernels' priors are learned beside θ."""
+        return sum(kernel.estimated_priors for kernel in self._scores.kernels().values())
+
     def _take(self, scores: _Scores) -> None:
         """Find what is free in a copy."""
         self._scores = copy.deepcopy(scores).cpu().float().eval()

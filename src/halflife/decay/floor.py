@@ -96,6 +96,10 @@ class Floor(Kernel):
         return self.kernel.half_lives()
 
     @property
+    def estimated_priors(self) -> int:
+        return self.kernel.estimated_priors
+
+    @property
     def label(self) -> str:
         return f"{self.kernel.label} above a floor"
 

@@ -103,6 +103,10 @@ class Grouped(Kernel):
         return self.kernel.floor
 
     @property
+    def estimated_priors(self) -> int:
+        return int(self.estimate_sd and self.learn_groups) + self.kernel.estimated_priors
+
+    @property
     def label(self) -> str:
         return f"{self.kernel.label} by {self.by}"
 

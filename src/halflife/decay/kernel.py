@@ -121,6 +121,11 @@ class Kernel(nn.Module):
         return {}
 
     @property
+    def estimated_priors(self) -> int:
+        """How many numbers `update_prior` has learned: parameters that no gradient moves."""
+        return 0
+
+    @property
     def label(self) -> str:
         """What outputs call it: the name of its file, or of what it is made of."""
         return type(self).__module__.rpartition(".")[2]
