@@ -23,9 +23,21 @@ from halflife.decay.floor import Floor
 from halflife.decay.fourier import Fourier
 from halflife.decay.grouped import Grouped
 from halflife.decay.kernel import Kernel
+from halflife.decay.logarithmic import Logarithmic
+from halflife.decay.monotone import Monotone
 from halflife.decay.none import NoDecay
+from halflife.decay.rank_exponential import RankExponential
 from halflife.decay.weibull import Weibull
-from halflife.estimate import LARGEST_SD, LEVEL, Fit, estimate, parameters_effective, refit
+from halflife.estimate import (
+    FEW_USERS,
+    LARGEST_SD,
+    LEVEL,
+    Fit,
+    estimate,
+    inverse,
+    parameters_effective,
+    refit,
+)
 from halflife.interest.pool import Pool
 from halflife.likelihood import Likelihood
 from halflife.recommender import Recommender
@@ -267,8 +279,10 @@ def test_a_half_life_that_is_given_says_so_and_stays(make_log: MakeLog) -> None:
     assert not any(n.startswith("decay.") for n in found.likelihood.names)
     assert e["half_life_days"] == pytest.approx(3.0)
     assert unknown(e, "fixed") == "fixed by the configuration, not estimated"
-    fixed = Weibull(half_life_days=3.0, learn=False, shape=0.7, learn_shape=True)
-    assert unknown(fit(log_of(make_log), fixed)[2]).startswith("not identified: ")
+    shaped = Weibull(half_life_days=3.0, learn=False, shape=0.7, learn_shape=True)
+    e = fit(log_of(make_log), shaped)[2]
+    assert unknown(e, "fixed") == "fixed by the configuration, not estimated"
+    assert e["half_life_days"] == pytest.approx(3.0)
 
 
 def test_a_half_life_that_was_learned_and_not_refitted_says_so(make_log: MakeLog) -> None:
@@ -298,10 +312,86 @@ def test_a_half_life_far_beyond_the_log_is_not_identified(make_log: MakeLog, see
 
 def test_logs_without_any_decay_show_none(make_log: MakeLog) -> None:
     hows = [unknown(fit(log_of(make_log, seed, users=40, kernel="none"))[2]) for seed in range(4)]
-    ran_away = "not identified: the training loss keeps falling as the half-life grows"
+    ran_away = "not identified: the training loss no longer changes with the half-life"
+    moves = "not identified: the training loss keeps falling as the half-life grows"
     wide = "not identified: the standard deviation of the log half-life is "
-    assert all(how == ran_away or how.startswith(wide) for how in hows)
+    assert all(how in (ran_away, moves) or how.startswith(wide) for how in hows)
     assert ran_away in hows
+
+
+def test_two_users_do_not_make_a_half_life_certain(make_log: MakeLog) -> None:
+    few = fit(log_of(make_log, users=2, days=120.0))[2]
+    many = fit(log_of(make_log, users=60, days=120.0))[2]
+    assert many["how"].count("clustered by user") == 1
+    if few["status"] == "estimated":
+        assert f"by impression (under {FEW_USERS} users)" in few["how"]
+        assert few["sd_log_half_life"] > 2 * many["sd_log_half_life"]
+    else:
+        assert few["status"] == "not_identified"
+
+
+def test_parameters_of_which_only_ratios_count_do_not_hide_a_half_life(make_log: MakeLog) -> None:
+    bend = torch.tensor([[4.0, 4.0, 0.0], [4.0, 4.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    for noise in (1e-9, -1e-9):
+        found = inverse(bend + noise * torch.eye(3, dtype=torch.float64))
+        assert found is not None
+        bends, flat = found
+        assert flat.shape == (3, 1)
+        torch.testing.assert_close(bends, torch.linalg.pinv(bend), atol=1e-6, rtol=0)
+    assert inverse(-bend) is None
+    e = fit(log_of(make_log), Monotone(2.0, learn=True, knots=3, spread=30.0, learn_drops=True))[2]
+    assert e["status"] == "estimated", e["how"]
+    assert e["low"] < PLANTED_DAYS < e["high"]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [partial(Logarithmic, unit_days=1.0, learn_unit=True), Exponential],
+    ids=["logarithmic", "exponential"],
+)
+def test_the_gain_is_over_a_model_in_which_nothing_fades(kernel: Any, make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    found = fit(data, kernel(half_life_days=2.0, learn=True))[1]
+    plain = fit(data, NoDecay())[1]
+    assert found is not None
+    assert plain is not None
+    assert found.gain is not None
+    gain = plain.likelihood.loss(plain.point.theta) - found.likelihood.loss(found.point.theta)
+    assert found.gain == pytest.approx(gain, abs=0.01)
+
+
+def test_clicks_counted_by_order_are_the_same_in_joined_parts(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    module = module_of(data, RankExponential(half_life_ranks=3.0, learn=True))
+    batches = list(data.sample("train"))
+    vectors = module.encoder.catalogue()
+    whole = Likelihood(module, batches, vectors)
+    alone = sum(Likelihood(module, [b], vectors).loss(whole.start) for b in batches)
+    by_hand = 0.0
+    with torch.no_grad():
+        for b in batches:
+            score = module.score(b.to("cpu"), vectors[b.item])
+            by_hand += float(module.loss(score, b.label, b.candidate_mask, reduction="sum").sum())
+    assert whole.loss(whole.start) == pytest.approx(by_hand, rel=1e-6)
+    assert alone == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_half_life_of_candidates_is_told_as_that_of_clicks(make_log: MakeLog) -> None:
+    data = log_of(make_log)
+    module = module_of(data)
+    module.candidate_decay = Exponential(half_life_days=9.0, learn=True)
+    e = estimate(module, refit(module, data.sample("train")))
+    assert e["status"] == "estimated"
+    assert e["candidate_status"] == "not_identified", "no news die in this log"
+    assert e["candidate_half_life_days"] is None
+    dying = log_of(make_log, news_half_life_days=2.0)
+    module = module_of(dying)
+    module.candidate_decay = Exponential(half_life_days=9.0, learn=True)
+    e = estimate(module, refit(module, dying.sample("train")))
+    assert e["candidate_low"] < 2.0 < e["candidate_high"]
+    module.candidate_decay = Exponential(half_life_days=9.0, learn=False)
+    e = estimate(module, refit(module, dying.sample("train")))
+    assert (e["candidate_status"], e["candidate_half_life_days"]) == ("fixed", pytest.approx(9.0))
 
 
 def test_an_interval_that_would_reach_no_decay_at_all_is_not_stated(seeds: list[dict[str, Any]]) -> None:

@@ -100,8 +100,7 @@ def outcome(
             "half_life": found[f"half_life_{module.unit}"],
             "unit": module.unit,
             **{k: found[k] for k in KEPT},
-            # without the prior, whose constant would count as a fit
-            "log_likelihood": -float(train.per_impression(theta).sum()),
+            "log_likelihood": -train.loss(theta),
         },
         loss=test.per_impression(theta),
         user=[ids[int(u)] for u in test.user],

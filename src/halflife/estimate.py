@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,11 @@ from halflife.recommender import Recommender
 LEVEL = 0.95
 Z = 1.959963984540054
 LARGEST_SD = 1 / Z  # of log half-life; from here on no fading at all (1/h = 0) is within 1.96 sd of 1/h
+FEW_USERS = 10  # below them each impression is a cluster
+FLAT = (
+    0.01  # nats; a direction in which a move by 1 (parameters are logarithms) costs half of it tells nothing
+)
+NOTHING = 1e-3  # share of a slope that may lie where nothing bends
 STILL_MOVING = 0.3  # of log half-life: a Newton step so long says that the fit ran away, not that it arrived
 
 
@@ -96,7 +100,7 @@ def fit_likelihood(likelihood: Likelihood) -> Fit:
     if flat is not None and flat.value < point.value:  # a minimum above that of no decay is none
         point = min(likelihood.minimise(flat.theta), flat, key=lambda p: p.value)
     gradient, bend = likelihood.exact(point.theta)
-    gain = None if flat is None else flat.value - point.value
+    gain = None if flat is None else likelihood.no_decay() - likelihood.loss(point.theta)
     return Fit(likelihood, point, gradient.double(), bend.double(), gain)
 
 
@@ -131,16 +135,15 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         "identified": False,
         "parameters": {n: p.detach().tolist() for n, p in module.decay.named_parameters()},
     }
-    if groups := module.decay.half_lives():
-        out["half_lives"] = {name: float(h.detach()) for name, h in groups.items()}
-        out["half_lives_sd"] = module.decay.group_sd
+    variance = None if fit is None else sandwich(fit)
+    out |= of_groups(module.decay, fit, variance)
     if module.candidate_decay is not None and module.candidate_decay.half_life is not None:
-        out["candidate_half_life_days"] = float(module.candidate_decay.half_life.detach())
+        out |= of_candidates(module.candidate_decay, fit, variance)
     if fit is not None:
         out["parameters_effective"] = parameters_effective(fit.likelihood, fit.point.theta)
-    if value is None:
+    if half_life is None or value is None:
         return {**out, "status": "no_half_life", "how": "the kernel has no half-life"}
-    if not module.learns_decay:
+    if not half_life.requires_grad:
         return {**out, "status": "fixed", "how": "fixed by the configuration, not estimated"}
     if fit is None:
         why = "without item vectors " if module.interest.reads_text else ""
@@ -148,26 +151,19 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         return {**out, "status": "not_refitted", "how": how}
     used, every = len(fit.likelihood.user), module.impressions
     sample = f"; from {used:,} of {every:,} training impressions, evenly spread" if used < every else ""
+    held = {n for n, p in module.decay.named_parameters() if p.requires_grad}
+    held -= {n.removeprefix("decay.") for n in fit.likelihood.names}
+    sample += "; half-lives of groups held as training left them, too many to refit" if held else ""
     out["log_likelihood_over_no_decay"] = fit.gain
-    variance = sandwich(fit)
-    if variance is None:
-        sd, why = None, "the training loss has no minimum in the half-life"
-    else:
-        sd, why = sd_log_half_life(module.decay, fit, variance)
-    if sd is None or variance is None:
+    sd, why = sd_log_half_life(module.decay, fit, variance)
+    if sd is None:
         nothing = {f"half_life_{module.unit}": None, "status": "not_identified"}
         return {**out, **nothing, "how": f"not identified: {why}{sample}"}
+    by = "clustered by user" if clustered(fit.likelihood.user) else f"by impression (under {FEW_USERS} users)"
     how = (
         f"gradient descent, then the minimum of −log L; {LEVEL:.0%} Wald interval of the logarithm, sandwich "
-        f"variance clustered by user over decay, scale, bias and sink, item vectors held fixed{sample}"
+        f"variance {by} over decay, scale, bias and sink, item vectors held fixed{sample}"
     )
-    intervals = {}
-    for name, h in groups.items():
-        slope = slope_in(h.log(), module.decay, fit)
-        if slope is not None and math.isfinite(sd_group := float((slope @ variance @ slope).sqrt())):
-            intervals[name] = [float(h.detach()) * math.exp(sign * Z * sd_group) for sign in (-1, 1)]
-    if intervals:
-        out["half_lives_intervals"] = intervals
     if fit.held_out is not None:
         put(module, fit.held_out)
         beside = estimate(module, fit.held_out)
@@ -177,6 +173,42 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     low, high = value * math.exp(-Z * sd), value * math.exp(Z * sd)
     found = {"low": low, "high": high, "sd_log_half_life": sd, "identified": True}
     return {**out, **found, "status": "estimated", "how": how}
+
+
+def of_groups(decay: Kernel, fit: Fit | None, variance: Tensor | None) -> dict[str, Any]:
+    """The half-life of each group, their spread and their intervals, be the shared one told or not."""
+    groups = decay.half_lives()
+    if not groups:
+        return {}
+    out: dict[str, Any] = {
+        "half_lives": {name: float(h.detach()) for name, h in groups.items()},
+        "half_lives_sd": decay.group_sd,
+    }
+    intervals = {}
+    for name, h in groups.items():
+        slope = None if fit is None else slope_in(h.log(), decay, fit)
+        if slope is not None and variance is not None:
+            sd = float((slope @ variance @ slope).clamp_min(0).sqrt())
+            if 0 < sd < math.inf:
+                intervals[name] = [float(h.detach()) * math.exp(sign * Z * sd) for sign in (-1, 1)]
+    return out | ({"half_lives_intervals": intervals} if intervals else {})
+
+
+def of_candidates(kernel: Kernel, fit: Fit | None, variance: Tensor | None) -> dict[str, Any]:
+    """The half-life of the candidates' own fading, with interval and status as those of clicks."""
+    half_life = kernel.half_life
+    if half_life is None:
+        raise AssertionError("asked of a kernel without half-life")
+    value, name = float(half_life.detach()), "candidate_half_life_days"
+    if not half_life.requires_grad:
+        return {name: value, "candidate_status": "fixed"}
+    if fit is None:
+        return {name: value, "candidate_status": "not_refitted"}
+    sd, why = sd_log_half_life(kernel, fit, variance, "candidate_decay")
+    if sd is None:
+        return {name: None, "candidate_status": "not_identified", "candidate_how": f"not identified: {why}"}
+    ends = {"candidate_low": value * math.exp(-Z * sd), "candidate_high": value * math.exp(Z * sd)}
+    return {name: value, "candidate_status": "estimated", **ends}
 
 
 def parameters_effective(likelihood: Likelihood, theta: Tensor) -> float:
@@ -217,45 +249,93 @@ def sandwich(fit: Fit) -> Tensor | None:
     Args:
         fit: of `fit_likelihood`.
     """
-    if not torch.isfinite(fit.bend).all() or float(torch.linalg.eigvalsh(fit.bend)[0]) <= 0:
+    found = inverse(fit.bend)
+    if found is None:
         return None
     gradient = fit.gradient - fit.gradient.mean(0)
-    _, owner = np.unique(fit.likelihood.user.numpy(), return_inverse=True)
+    owner = clusters(fit.likelihood.user)
     per_user = torch.zeros(int(owner.max()) + 1, gradient.shape[1], dtype=torch.float64)
-    per_user.index_add_(0, torch.from_numpy(owner), gradient)
-    inverse = torch.linalg.inv(fit.bend)
+    per_user.index_add_(0, owner, gradient)
     _, prior = fit.likelihood.prior(fit.point.theta)
-    return inverse @ (per_user.T @ per_user + prior) @ inverse
+    return found[0] @ (per_user.T @ per_user + prior) @ found[0]
 
 
-def slope_in(value: Tensor, decay: Kernel, fit: Fit) -> Tensor | None:
-    """Slope of a function of the kernel's parameters in what is free, (P,); None where it has none."""
+def inverse(bend: Tensor) -> tuple[Tensor, Tensor] | None:
+    """H⁻¹ where H bends, (P, P), and the directions in which it does not, (P, F); None where it bends down.
+
+    Some kernels have more parameters than data can tell (only ratios of the drops of `monotone` count, and
+    those that went to 0 move nothing). What rounding makes of their zeros is no curvature, and a half-life
+    that does not depend on them is told none the less.
+    """
+    if not torch.isfinite(bend).all():
+        return None
+    values, vectors = torch.linalg.eigh(bend)
+    flat = values.abs() <= FLAT
+    if (values[~flat] < 0).any():
+        return None
+    return (vectors[:, ~flat] / values[~flat]) @ vectors[:, ~flat].T, vectors[:, flat]
+
+
+def clustered(user: Tensor) -> bool:
+    """Whether there are users enough to tell how much they differ."""
+    return len(torch.unique(user)) >= FEW_USERS
+
+
+def clusters(user: Tensor) -> Tensor:
+    """The cluster of each impression: its user, or itself where users are too few: the scores of G users sum
+    to 0 and tell of G − 1 directions at most.
+
+    Source: Cameron & Miller, A Practitioner's Guide to Cluster-Robust Inference (JHR 2015), section VI.
+    """
+    if not clustered(user):
+        return torch.arange(len(user))
+    return torch.unique(user, return_inverse=True)[1]
+
+
+def slope_in(value: Tensor, decay: Kernel, fit: Fit, of: str = "decay") -> Tensor | None:
+    """Slope of a function of a kernel's parameters in what is free, (P,); None where it has none.
+
+    Args:
+        value: the function.
+        decay: the kernel.
+        fit: of `fit_likelihood`.
+        of: what the kernel is to the module, `decay` or `candidate_decay`.
+    """
     names = fit.likelihood.names
-    learned = {n: p for n, p in decay.named_parameters() if f"decay.{n}" in names}
+    learned = {n: p for n, p in decay.named_parameters() if f"{of}.{n}" in names}
     if not value.requires_grad or not learned:
         return None
     slopes = torch.autograd.grad(value, list(learned.values()), retain_graph=True, allow_unused=True)
     slope = torch.zeros(len(names), dtype=torch.float64)
     for name, found in zip(learned, slopes, strict=True):
         if found is not None:
-            at = [i for i, n in enumerate(names) if n == f"decay.{name}"]
+            at = [i for i, n in enumerate(names) if n == f"{of}.{name}"]
             slope[at] = found.reshape(-1).double().cpu()
     return slope
 
 
-def sd_log_half_life(decay: Kernel, fit: Fit, variance: Tensor) -> tuple[float | None, str]:
+def sd_log_half_life(
+    decay: Kernel, fit: Fit, variance: Tensor | None, of: str = "decay"
+) -> tuple[float | None, str]:
     """Sandwich standard deviation of the log half-life, or None and the reason.
 
     Args:
         decay: at the values of the fit.
         fit: of `fit_likelihood`.
         variance: of `sandwich`.
+        of: as of `slope_in`.
     """
-    slope = None if decay.half_life is None else slope_in(decay.half_life.log(), decay, fit)
+    found = inverse(fit.bend)
+    if variance is None or found is None:
+        return None, "the training loss has no minimum in the half-life"
+    slope = None if decay.half_life is None else slope_in(decay.half_life.log(), decay, fit, of)
     if slope is None:
         return None, "the half-life does not depend on what is learned"
+    bends, flat = found
+    if float((slope @ flat).norm()) > NOTHING * float(slope.norm()):
+        return None, "the training loss no longer changes with the half-life"
     prior, _ = fit.likelihood.prior(fit.point.theta)
-    move = -float(slope @ torch.linalg.solve(fit.bend, fit.gradient.sum(0) + prior))
+    move = -float(slope @ bends @ (fit.gradient.sum(0) + prior))
     if abs(move) > STILL_MOVING:
         return None, f"the training loss keeps falling as the half-life {'grows' if move > 0 else 'shrinks'}"
     sd = float((slope @ variance @ slope).clamp_min(0).sqrt())

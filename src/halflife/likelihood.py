@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, hessian, jacfwd
 
 from halflife.batches import Batch
 from halflife.decay.kernel import Kernel
+from halflife.decay.none import NoDecay
 from halflife.interest.compose import Interest
 from halflife.parts import Part, gathered, joined, pieces, rows_of
 from halflife.ranges import shuffled
@@ -327,8 +328,19 @@ class Likelihood:
             moved = max(moved, abs(kernel.update_prior(own)))
         return moved
 
+    def loss(self, theta: Tensor) -> float:
+        """−log L without the prior, whose constant is no fit (nats)."""
+        return float(self.per_impression(theta).sum())
+
+    def no_decay(self) -> float:
+        """−log L of the same impressions at the minimum where no past click fades (nats)."""
+        plain = self.with_decay(NoDecay())
+        return plain.loss(plain.minimise(plain.start).theta)
+
     def without_decay(self, theta: Tensor) -> Point | None:
-        """The minimum where nothing fades, or None where the kernel's half-life is not free."""
+        """The minimum at an endless half-life, or None where the kernel's is not free; a part of some kernels
+        fades there too (`no_decay` is of none).
+        """
         if self.half_life is None:
             return None
         return self.minimise(self.at_half_life(theta, NO_DECAY), held=[self.half_life])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from halflife.batches import Batch
+from halflife.batches import PAD_AGE, Batch
 
 PIECE = 2**20  # clicks times candidates scored at once; larger arrays the system hands out anew each time
 # of a Batch, not of its impressions
@@ -55,9 +55,9 @@ def joined(parts: list[Part]) -> list[Part]:
 def _join(parts: list[Part]) -> Part:
     """Parts on end, padded behind to the longest history and the largest impression."""
 
-    def on_end(values: list[Tensor]) -> Tensor:
+    def on_end(values: list[Tensor], padding: float = 0) -> Tensor:
         sizes = [max(v.shape[i] for v in values) for i in range(1, values[0].ndim)]
-        out = values[0].new_zeros((sum(len(v) for v in values), *sizes))
+        out = values[0].new_full((sum(len(v) for v in values), *sizes), padding)
         for v, rows in zip(values, out.split([len(v) for v in values]), strict=True):
             rows[tuple(slice(n) for n in v.shape)] = v
         return out
@@ -69,7 +69,9 @@ def _join(parts: list[Part]) -> Part:
         for b, n in zip(batches, first, strict=True)
     ]
     named = {f.name: [getattr(b, f.name) for b in moved] for f in fields(Batch)}
-    whole = {n: on_end(v) for n, v in named.items() if v[0] is not None and v[0].ndim}
+    # a padded age of 0 would be the newest click to a kernel that counts them
+    padding = {"age": PAD_AGE}
+    whole = {n: on_end(v, padding.get(n, 0)) for n, v in named.items() if v[0] is not None and v[0].ndim}
     return Part(
         replace(moved[0], **whole),
         on_end([part.history for part in parts]),

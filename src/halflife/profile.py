@@ -19,7 +19,7 @@ from scipy.stats import chi2
 from halflife.cli import stop
 from halflife.curves import tell
 from halflife.errors import InputError
-from halflife.estimate import LEVEL, Fit, estimate, fit_likelihood, put
+from halflife.estimate import LEVEL, Fit, clustered, clusters, estimate, fit_likelihood, put
 from halflife.likelihood import Likelihood, Point
 from halflife.progress import bar
 from halflife.recommender import Recommender
@@ -102,12 +102,13 @@ def profile(fit: Fit, points: int) -> Profile:
 
 
 def bootstrap(fit: Fit, times: int, seed: int) -> list[float]:
-    """Half-lives refitted to users drawn with replacement, all their impressions with them.
+    """Half-lives refitted to users drawn with replacement, all their impressions with them; of few users, to
+    impressions drawn so.
 
     Source: Field & Welsh, Bootstrapping Clustered Data (JRSS B 2007), the cluster bootstrap.
     """
     likelihood = fit.likelihood
-    _, owner = torch.unique(likelihood.user, return_inverse=True)
+    owner = clusters(likelihood.user)
     users = int(owner.max()) + 1
     generator = torch.Generator().manual_seed(seed)
     at = likelihood.names.index(str(likelihood.half_life))
@@ -127,10 +128,11 @@ def permute(fit: Fit, times: int, seed: int) -> list[float]:
     """
     if fit.gain is None:
         return []
-    flat = fit.point.value + fit.gain  # ages do not enter where nothing fades
+    flat = fit.likelihood.loss(fit.point.theta) + fit.gain  # no age enters where nothing fades
     found = []
     for i in bar(range(times), "permutations"):
-        found.append(max(0.0, flat - fit.likelihood.shuffled(seed + i).best().value))
+        dealt = fit.likelihood.shuffled(seed + i)
+        found.append(max(0.0, flat - dealt.loss(dealt.best().theta)))
     return found
 
 
@@ -295,7 +297,8 @@ def run(run_dir: Path, points: int, times: int, permutations: int, seed: int) ->
     )
     table.add_row("95 % by likelihood ratio", span(found["likelihood_ratio"]))
     if times > 1:
-        table.add_row(f"95 % by bootstrap over users, {times} times", span(found["bootstrap"]))
+        whom = "users" if clustered(likelihood.user) else "impressions"
+        table.add_row(f"95 % by bootstrap over {whom}, {times} times", span(found["bootstrap"]))
     if stated["identified"]:
         table.add_row("95 % by sandwich variance", span(found["sandwich"]))
     if fit.gain is not None:

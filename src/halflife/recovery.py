@@ -142,7 +142,6 @@ def by_topic(cfg: DictConfig, module: Any, data: Any, likelihood: Any) -> tuple[
     kernel.bind(data.store)
     grouped = likelihood.with_decay(kernel)
     fit = fit_likelihood(grouped)
-    loss = float(grouped.per_impression(fit.point.theta).sum())  # without the prior, whose constant is no fit
     module.decay = kernel
     put(module, fit)
     found = estimate(module, fit)
@@ -154,7 +153,7 @@ def by_topic(cfg: DictConfig, module: Any, data: Any, likelihood: Any) -> tuple[
         topics[topic] = {"planted": own, "fitted": fitted, "low": low, "high": high}
     return (
         {"sd": kernel.group_sd, "half_life_days": found["half_life_days"], "by_topic": topics},
-        2 * (loss + found["parameters_effective"]),
+        2 * (grouped.loss(fit.point.theta) + found["parameters_effective"]),
     )
 
 

@@ -272,9 +272,9 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     unit = estimate["unit"]
     half_life = estimate[f"half_life_{unit}"]
     name = f"half-life ({unit}), {estimate['kernel']}"
+    without = {"fixed": "fixed", "not_refitted": "not estimated"}
     if half_life is not None:
         name += short(half_life, unit)
-        without = {"fixed": "fixed", "not_refitted": "not estimated"}
         interval = without.get(estimate["status"]) or _span(estimate["low"], estimate["high"])
         table.add_row(name, f"{half_life:.3g}", interval, "", "")
     elif estimate["status"] == "not_identified":
@@ -294,8 +294,17 @@ def last_table(found: dict[str, Any], estimate: dict[str, Any], run_dir: Path) -
     if groups:
         table.add_row("  sd of its logarithm between groups", f"{estimate['half_lives_sd']:.3g}", "", "", "")
     if "candidate_half_life_days" in estimate:
+        value = estimate["candidate_half_life_days"]
+        low, high = (estimate.get(f"candidate_{end}") for end in ("low", "high"))
+        interval = without.get(estimate["candidate_status"], "")
+        if low is not None and high is not None:
+            interval = _span(low, high)
         table.add_row(
-            "half-life (days) of candidates", f"{estimate['candidate_half_life_days']:.3g}", "", "", ""
+            "half-life (days) of candidates",
+            "not identified" if value is None else f"{value:.3g}",
+            interval,
+            "",
+            "",
         )
     if found.get("decay/planted_half_life_days") is not None:
         table.add_row("half-life (days), planted", f"{found['decay/planted_half_life_days']:.3g}", "", "", "")
