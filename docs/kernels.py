@@ -38,7 +38,8 @@ WHEN = {
     "gamma_hazard": "Goods that run out: weight rises until the typical time to buy again, then falls.",
     "buckets": "No shape assumed: one weight per log-spaced bucket of ages, as in HSTU. What a kernel competes with.",
     "monotone": "No shape assumed but that weight never rises: shows which parametric kernel is near the truth.",
-    "general": "To choose among kernels by fitting: exponential, Gaussian, hyperbola, power, Weibull and window are its "
+    "general": "To choose among kernels by fitting, with `decay.learn_shape=true decay.learn_tail=true` (without them it is a "
+    "hyperbola above a floor): exponential, Gaussian, hyperbola, power, Weibull and window are its "
     "limits.",
     "floor": "Where a part of the past never fades: any kernel above a floor that is set or learned.",
     "by_category": "“Sports news fades in a day, recipes in a month”: a half-life for each category, shrunk to a shared one.",

@@ -17,10 +17,13 @@ from halflife.compare import (
     configured,
     fits,
     half_life_text,
+    heavier,
     outcome,
+    per_user,
     picture,
     run,
     table,
+    told_of_users,
 )
 from halflife.datamodule import DataModule
 from halflife.errors import InputError
@@ -60,6 +63,32 @@ def test_the_planted_kernel_beats_no_decay_on_its_own_log(make_log: Callable[...
     assert row["aic_over_none"] < 0
     assert half_life_text(row["runs"], "days").endswith("]")
     assert found["none"].about["half_life"] is None
+
+
+def test_a_heavy_tail_has_users_who_differ_beside_it(make_log: Callable[..., DataModule]) -> None:
+    free, none = some([1.0], [0.5]), some([1.0], [0.5], likelihood=-20.0)
+    power = some([1.0], [0.5], likelihood=-5.0)
+    found = {"none": none, "exponential": free, "power": power, "weibull": some([1.0], [0.5])}
+    assert heavier(found) == "power"
+    assert heavier({**found, "exponential": power}) is None, "no tail beats it"
+    assert heavier({"power": power, "none": none}) is None
+    power.about["by_user"] = {"sd": 0.9, "aic": 2 * (3 + 4.0)}
+    (told,) = told_of_users(found)
+    assert told.startswith(
+        "power: AIC -30.0; exponential with a half-life for each user (sd of its logarithm 0.9)"
+    )
+    assert told.endswith("-32.0; users who differ explain the tail")
+    power.about["by_user"]["aic"] = 2 * (3 + 6.0)
+    assert told_of_users(found)[0].endswith("users who differ do not explain it")
+
+    data = log_of(make_log, users=60, half_life_sd=1.5)
+    module = module_of(data)
+    train = Likelihood(module, data.sample("train"), module.encoder.catalogue())
+    alone = per_user(train, data.store)
+    kernel = configured("exponential")
+    alike = train.with_decay(kernel)
+    assert alone["sd"] > 0.5
+    assert alone["aic"] < 2 * (alike.best().value + len(alike.names)), "they do differ in this log"
 
 
 def test_a_kernel_that_a_run_cannot_take_says_why(

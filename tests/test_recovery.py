@@ -35,6 +35,10 @@ def found(tmp_path: Path, *overrides: str) -> dict[str, Any]:
         ("seeds=0", "seeds must be a whole number .logs., got 0"),
         ("seeds=2.5", "seeds must be a whole number .logs., got 2.5"),
         ("user_sd=-1", "user_sd must be a number at least 0"),
+        ("composition=scale", "composition must be one of"),
+        ("kernels=exponential", "kernels must be a list of kernels, got exponential"),
+        ("first_seed=-2", "first_seed must be a whole number"),
+        ("first_seed=x", "first_seed must be a whole number"),
         ("by_topic=maybe", "by_topic must be true or false, got maybe"),
         ("topic_sd=-1", "topic_sd must be a number at least 0"),
     ],
@@ -93,6 +97,12 @@ def test_where_nothing_fades_no_topic_is_beside_a_planted_half_life(tmp_path: Pa
     report = found(tmp_path, "control=none", "by_topic=true", "kernels=[]", "seeds=1")
     assert (report["topics"]["topics"], report["topics"]["coverage"]) == (0, None)
     assert (tmp_path / "topics.png").stat().st_size > 0
+
+
+def test_a_setting_that_no_log_can_be_fitted_with_is_a_refusal(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r" must .*, got .*; "):
+        found(tmp_path, "interest=attention", "composition=normalised", "kernels=[]")
+    assert not (tmp_path / "recovery.json").exists()
 
 
 def test_a_log_that_fails_is_reported_and_not_counted(tmp_path: Path) -> None:

@@ -21,13 +21,15 @@ from halflife.cli import CONFIG_DIR, stop
 from halflife.curves import tell
 from halflife.decay.configured import kernels
 from halflife.decay.grouped import Grouped
-from halflife.decay.kernel import Kernel
+from halflife.decay.kernel import LARGEST, Kernel
 from halflife.errors import InputError, choice
 from halflife.estimate import Z, estimate, fit_likelihood, put
-from halflife.likelihood import LARGEST, Likelihood
+from halflife.heterogeneity import by_user
+from halflife.likelihood import Likelihood
 from halflife.profile import configuration, load
 from halflife.progress import bar
 from halflife.recommender import Recommender
+from halflife.store import Store
 from halflife.summary import caveats
 
 RESAMPLES = 400  # draws of users behind an interval of the AUC
@@ -35,6 +37,7 @@ CURVES = 8  # in the picture
 CLICK = ["impression_id", "user_id", "item_id", "timestamp_s"]  # what tells a click of predictions.parquet
 KEPT = ("low", "high", "identified", "status", "how", "parameters", "parameters_effective")  # of decay.json
 AGAINST = "none"
+HEAVY = ["power", "hyperbolic", "weibull", "general", "logarithmic"]  # tails heavier than an exponential's
 SHUFFLED = "exponential, ages shuffled"
 
 
@@ -110,13 +113,14 @@ def outcome(
     )
 
 
-def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Outcome]:
+def one_run(run_dir: Path, names: list[str] | None, seed: int, users: bool) -> dict[str, Outcome]:
     """Every kernel on one finished run, by name, and the exponential on ages dealt out anew.
 
     Args:
         run_dir: that train.py wrote.
         names: of kernels; None takes each that the run can take.
         seed: of the dealing.
+        users: whether to fit users who differ beside a heavy tail (slow).
 
     Raises:
         InputError: for no finished run, or a kernel named that it cannot take.
@@ -140,9 +144,48 @@ def one_run(run_dir: Path, names: list[str] | None, seed: int) -> dict[str, Outc
                 raise InputError(f"--kernels must suit the run, got {name}: {why}; leave it out")
             continue
         found[name] = outcome(module, data.unit, kernel, train, test, ids)
+    if users and (alone := heavier(found)):
+        found[alone].about["by_user"] = per_user(train, data.store)
     shuffled = train.shuffled(seed), test.shuffled(seed)
     found[SHUFFLED] = outcome(module, data.unit, configured("exponential"), *shuffled, ids)
     return found
+
+
+def heavier(found: dict[str, Outcome]) -> str | None:
+    """The kernel of a heavy tail that explains the training clicks best, where it beats the exponential.
+
+    An average over users who forget exponentially, each at a rate of their own, has a heavy tail too.
+    """
+    tails = [name for name in HEAVY if name in found]
+    if not tails or "exponential" not in found:
+        return None
+    best = min(tails, key=lambda name: akaike(found[name].about))
+    return best if akaike(found[best].about) < akaike(found["exponential"].about) else None
+
+
+def per_user(train: Likelihood, store: Store) -> dict[str, float]:
+    """An exponential with a half-life for each user, log-normal around a shared one: spread and AIC."""
+    kernel = configured("exponential")
+    kernel.bind(store)
+    own = train.with_decay(kernel)
+    spread = by_user(own, own.best())
+    return {"sd": spread.sd, "aic": 2 * (spread.value + len(own.names) + 1)}
+
+
+def told_of_users(run: dict[str, Outcome]) -> list[str]:
+    """A heavy tail beside its alternative, in words, where a run has one."""
+    none, told = akaike(run[AGAINST].about), []
+    for name, outcome in run.items():
+        if (alone := outcome.about.get("by_user")) is not None:
+            tail, users = akaike(outcome.about) - none, alone["aic"] - none
+            verdict = (
+                "users who differ explain the tail" if users < tail else "users who differ do not explain it"
+            )
+            told.append(
+                f"{name}: AIC {tail:+.1f}; exponential with a half-life for each user (sd of its logarithm "
+                f"{alone['sd']:.2g}): {users:+.1f}; {verdict}"
+            )
+    return told
 
 
 def akaike(about: dict[str, Any]) -> float:
@@ -304,7 +347,7 @@ def run(run_dirs: list[Path], names: list[str] | None, seed: int, out: Path) -> 
     for name in names or []:
         choice("--kernels", name, choices())
     check_alike(run_dirs)
-    runs = [one_run(run_dir, names, seed) for run_dir in run_dirs]
+    runs = [one_run(run_dir, names, seed, run_dir == run_dirs[0]) for run_dir in run_dirs]
     names = [n for n in runs[0] if all(n in run for run in runs)]
     found = {name: against_none(runs, name) for name in names}
     order = sorted(names, key=lambda n: found[n]["loss"])
@@ -312,6 +355,7 @@ def run(run_dirs: list[Path], names: list[str] | None, seed: int, out: Path) -> 
     curves = {n: runs[0][n].weight for n in order if n != SHUFFLED}
     impressions = len(runs[0][AGAINST].loss)
     told = caveats([json.loads((run_dir / "metrics.json").read_text()) for run_dir in run_dirs])
+    told += told_of_users(runs[0])
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.json").write_text(
         json.dumps(

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd
 
 from halflife.batches import Batch
-from halflife.decay.kernel import Kernel
+from halflife.decay.kernel import LARGEST, Kernel
 from halflife.decay.none import NoDecay
 from halflife.interest.compose import Interest
 from halflife.parts import Part, gathered, joined, pieces, rows_of
 from halflife.ranges import shuffled
 from halflife.recommender import Recommender, score_vectors
 
-LARGEST = 64  # numbers of one parameter; what is larger (one number a user) stays as training left it
 PRIOR_STEPS, PRIOR_STILL = 20, 0.02  # of an estimated prior, and the move of its logarithm that ends them
 STEPS = 40  # of one minimisation; a dozen is usual, and a half-life that runs away to infinity stops here
 ENOUGH = 1e-4  # nats that a step is expected to gain, below which the minimum is reached

@@ -35,6 +35,9 @@ def check(cfg: DictConfig) -> None:
     choice("kernel", cfg.kernel, PLANTABLE)
     choice("vectors", cfg.vectors, ["oracle", "frozen", "tuned"])
     choice("control", cfg.control or "null", ["null", "none", "shuffled"])
+    choice("composition", cfg.composition, ["sink", "normalised", "sum"])
+    if not OmegaConf.is_list(cfg.kernels):
+        raise InputError(f"kernels must be a list of kernels, got {cfg.kernels}; write [{cfg.kernels}]")
     for kernel in cfg.kernels:
         choice("kernels", kernel, PLANTABLE)
     number("half_life_days", cfg.half_life_days, "days", above=0)
@@ -45,6 +48,7 @@ def check(cfg: DictConfig) -> None:
     flag("by_user", cfg.by_user)
     flag("by_topic", cfg.by_topic)
     whole("seeds", cfg.seeds, "logs", at_least=1)
+    whole("first_seed", cfg.first_seed, "integer", at_least=0)
     whole("workers", cfg.workers, "processes", at_least=1)
 
 
@@ -285,6 +289,9 @@ def run(cfg: DictConfig, run_dir: Path) -> float:
     rows = list(
         track(results(cfg), total=cfg.seeds, description="logs", disable=not on_terminal(), transient=True)
     )
+    failures = {r.get("failure", "") for r in rows}
+    if len(failures) == 1 and (same := failures.pop()).startswith("InputError: "):  # a setting, not a log
+        raise InputError(same.removeprefix("InputError: "))
     found = summarise(sorted(rows, key=lambda r: r["seed"]), cfg)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recovery.json").write_text(json.dumps(found, indent=2))

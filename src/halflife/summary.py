@@ -82,7 +82,7 @@ def finish(
         "data/split": split.name,
         "data/test_impressions": len(rows),
         "data/note": note,
-        "decay/note": (unsettled(module) or bent(fitted)) if fitted["status"] == "estimated" else None,
+        "decay/note": noted(module, fitted, store),
         "memory/peak_mib": peak_mib(),
     }
     found = {k: v for k, v in found.items() if v is not None and not k.startswith("train/")}
@@ -207,6 +207,27 @@ def caveats(found: Iterable[Mapping[str, Any]]) -> list[str]:
         )
     ]
     return list(dict.fromkeys(filter(None, told)))
+
+
+def noted(module: Recommender, fitted: dict[str, Any], store: Store) -> str | None:
+    """What to say of a half-life that is stated, in one line; None where there is nothing."""
+    if fitted["status"] != "estimated":
+        return None
+    times = store.event_time
+    span_days = float(times.max() - times.min()) / DAY_S if len(times) else 0.0
+    notes = [unsettled(module) or bent(fitted), beyond(fitted, span_days)]
+    return "; ".join(filter(None, notes)) or None
+
+
+def beyond(fitted: dict[str, Any], span_days: float) -> str | None:
+    """What to say of a half-life that is longer than the log: no click in it has faded to a half.
+
+    >>> beyond({"unit": "days", "half_life_days": 46.0}, 20.0)
+    'the half-life is longer than the log (20 days): it rests on the shape of the kernel'
+    """
+    if fitted["unit"] != "days" or fitted["half_life_days"] <= span_days:
+        return None
+    return f"the half-life is longer than the log ({span_days:.3g} days): it rests on the shape of the kernel"
 
 
 def unsettled(module: Recommender) -> str | None:

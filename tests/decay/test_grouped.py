@@ -21,7 +21,7 @@ from halflife.decay.configured import kernels
 from halflife.decay.exponential import Exponential
 from halflife.decay.floor import Floor
 from halflife.decay.grouped import LEAST_SD, MOST_NAMES, Grouped
-from halflife.decay.kernel import Kernel
+from halflife.decay.kernel import LARGEST, Kernel
 from halflife.decay.power import Power
 from halflife.decay.rank_exponential import RankExponential
 from halflife.errors import InputError
@@ -438,6 +438,15 @@ def test_kernels_without_a_half_life_are_refused() -> None:
     assert refusal(kernel=ranks).startswith(
         "decay.kernel must be a kernel of half_life_days (days), got RankExponential; choose another one"
     )
+
+
+def test_a_spread_over_more_groups_than_a_refit_moves_is_not_said_to_be_estimated(
+    make_log: Callable[..., DataModule],
+) -> None:
+    log = make_log(source={"users": LARGEST + 16})
+    with pytest.raises(InputError, match=r"^decay\.estimate_sd must be false for more than 64 .*by user; "):
+        kernel_of("by_user", "decay.estimate_sd=true").bind(log.store)
+    kernel_of("by_user").bind(log.store)
 
 
 def test_wrong_settings_are_refused() -> None:

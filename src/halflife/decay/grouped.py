@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from halflife.batches import Batch
-from halflife.decay.kernel import Kernel, inner_kernel, trainable
+from halflife.decay.kernel import LARGEST, Kernel, inner_kernel, trainable
 from halflife.errors import InputError, choice, flag, number
 from halflife.store import Store
 
@@ -126,6 +126,11 @@ class Grouped(Kernel):
             self.names = store.users["user_id"].to_list()
         else:
             self.names = list(store.about["kinds" if self.by == "kind" else "categories"])
+        if self.estimate_sd and len(self.names) > LARGEST:
+            raise InputError(
+                f"decay.estimate_sd must be false for more than {LARGEST} groups (all that a refit moves), "
+                f"got true with {len(self.names):,} by {self.by}; set decay.sd instead"
+            )
         groups = torch.zeros(len(self.names), device=self.deviation.device)
         self.deviation = trainable("decay.learn_groups", groups, self.learn_groups)
         self.kernel.bind(store)

@@ -14,6 +14,9 @@ from halflife.batches import Batch
 from halflife.errors import InputError, number, whole
 from halflife.store import Store
 
+LARGEST = 64
+"""Numbers of one parameter that a refit moves; larger ones (a number a user) stay as training left them."""
+
 LN2 = math.log(2.0)
 
 LEAST_WEIGHT = 1e-6
