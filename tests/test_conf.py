@@ -173,10 +173,12 @@ def test_every_data_config_instantiates(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", README_COMMANDS)
 def test_every_command_of_the_readme_composes(command: str) -> None:
     words = [w for w in shlex.split(command, comments=True) if w not in ("-m", "--multirun")]
+    firsts = []
     for word in words:
         key, _, value = word.partition("=")
-        first = value if value.startswith(("[", "'", "tag(", "interval(")) else value.split(",")[0]
-        composed(f"{key}={first}")
+        first = value if value.startswith(("[", "{", "'", "tag(", "interval(")) else value.split(",")[0]
+        firsts.append(f"{key}={first}")
+    composed(*firsts)
 
 
 def test_the_readme_names_commands() -> None:
