@@ -13,22 +13,12 @@ from halflife.datamodule import DataModule
 from halflife.errors import InputError
 from halflife.negatives import Negatives
 from halflife.tables import DAY_S, Tables
+from tests.refusals import refusal
 from tests.test_batches import same, tables_of
 
 START = 1_706_745_600  # 2024-02-01: where float32 counts seconds in steps of 128
 
 Make = Callable[..., DataModule]
-
-
-def refused(call: Callable[[], Any]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert " must " in message
-    assert ", got " in message
-    assert "; " in message
-    return message
 
 
 def drain(data: DataModule, split: str) -> list[Batch]:
@@ -71,8 +61,8 @@ def test_impressions_with_fewer_past_clicks_are_left_out_of_every_split(make_log
     assert short == min(5, length[data.rows("test")].min())
 
 
-def test_a_min_history_that_nobody_has_is_refused(make_log: Make) -> None:
-    message = refused(lambda: make_log(min_history=10_000).rows("val"))
+def test_a_min_history_that_nobody_has_is_refusal(make_log: Make) -> None:
+    message = refusal(lambda: make_log(min_history=10_000).rows("val"))
     assert message.startswith("data.split must leave val at least 1 impression with 10000 past clicks, got 0")
 
 
@@ -129,33 +119,33 @@ def test_a_log_of_files_is_found_below_its_root(of_files: Make) -> None:
     assert len(of_files(files=["*.csv"]).rows("train")) > 0
 
 
-def test_a_missing_root_is_refused(of_files: Make, tmp_path: Path) -> None:
+def test_a_missing_root_is_refusal(of_files: Make, tmp_path: Path) -> None:
     nowhere, file = tmp_path / "nowhere", tmp_path / "log" / "items.csv"
     for root, got in (
         (None, "null; give its path"),
         (nowhere, f"{nowhere}, which does not exist; correct the path"),
         (file, f"{file}, which is a file; correct the path"),
     ):
-        message = refused(lambda root=root: of_files(root=root and str(root)).store)
+        message = refusal(lambda root=root: of_files(root=root and str(root)).store)
         assert message == f"data.root must be the folder of the log's files, got {got}"
 
 
 def test_a_missing_file_is_named(of_files: Make, tmp_path: Path) -> None:
     (tmp_path / "log" / "items.csv").unlink()
-    message = refused(lambda: of_files().store)
+    message = refusal(lambda: of_files().store)
     assert message.startswith(
         f"data.root must hold items.csv, got {tmp_path / 'log'} without it; put it there"
     )
     (tmp_path / "log" / "items.csv").mkdir()  # a folder of that name is no file
-    assert refused(lambda: of_files().store) == message
-    assert "must hold **/*.tsv" in refused(lambda: of_files(files=["**/*.tsv"]).store)
+    assert refusal(lambda: of_files().store) == message
+    assert "must hold **/*.tsv" in refusal(lambda: of_files(files=["**/*.tsv"]).store)
 
 
 def test_days_on_a_log_without_click_times_are_refused_and_ranks_offered(
     of_files: Make, tmp_path: Path
 ) -> None:
     (tmp_path / "log" / "events.csv").write_text("order only")
-    message = refused(lambda: of_files(age="days").rows("train"))
+    message = refusal(lambda: of_files(age="days").rows("train"))
     assert message.startswith("data.age must be rank for a log without click times, got days")
     assert "data.age=rank" in message
     data = of_files(age="rank")
@@ -203,6 +193,6 @@ def test_a_log_without_impressions_is_sampled(make_log: Make, tmp_path: Path) ->
         ({"root": "/log"}, "data.root"),
     ],
 )
-def test_settings_out_of_range_are_refused(make_log: Make, changes: dict[str, Any], name: str) -> None:
+def test_settings_out_of_range_are_refusal(make_log: Make, changes: dict[str, Any], name: str) -> None:
     with pytest.raises(InputError, match=f"^{name} must be "):
         make_log(**changes)

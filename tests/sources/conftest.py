@@ -1,4 +1,4 @@
-"""What the tests of sources share: a `read` by its yaml, and the shape of a refusal."""
+"""What the tests of sources share: a `read` by its yaml, and what is refused."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from halflife.errors import InputError
 from halflife.tables import EVENT_COLUMNS, IMPRESSION_COLUMNS, ITEM_COLUMNS, Tables, check_columns
+from tests.refusals import refusal
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -40,19 +40,6 @@ def rows_of(tables: Tables) -> dict[str, list[tuple[Any, ...]]]:
         frames["impressions"] = check_columns("impressions", tables.impressions, IMPRESSION_COLUMNS)
     found = {name: sorted(frame.collect().rows(), key=str) for name, frame in frames.items()}
     return {"impressions": []} | found
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    """The one sentence that a call is refused with."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert " must " in message
-    assert ", got " in message
-    assert "; " in message
-    assert len(message) < 900
-    return message
 
 
 @pytest.fixture
