@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 
 from halflife.datamodule import DataModule
 from halflife.recommender import build
-from halflife.summary import bent, caveats, last_table, unsettled
+from halflife.summary import bent, beyond, caveats, last_table, unsettled
 from tests.test_conf import composed
 
 
@@ -46,6 +48,21 @@ def test_the_last_table_shows_the_half_life_of_clicks_that_vectors_have_not_lear
     table = last_table(found, {"unit": "days", "kernel": "power", **told}, Path("run"))
     rows = {row[0]: list(row[1:3]) for row in zip(*(c.cells for c in table.columns), strict=True)}
     assert rows["  by validation clicks alone"] == shown
+
+
+@pytest.mark.parametrize(
+    ("half_life", "said"),
+    [
+        (46.0, "the half-life is longer than the log (20 days): it rests on the shape of the kernel"),
+        (20.0, None),
+        (3.0, None),
+        (None, None),
+    ],
+)
+def test_a_half_life_longer_than_the_log_says_so(half_life: float | None, said: str | None) -> None:
+    seconds = np.array([0, 5, 20]) * 86_400
+    store: Any = SimpleNamespace(event_time=seconds[::-1], impression_time=seconds[1:])
+    assert beyond({"half_life_days": half_life}, store) == said
 
 
 @pytest.mark.parametrize(

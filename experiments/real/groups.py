@@ -6,7 +6,7 @@ python experiments/real/groups.py ROOT RUNS [--seeds …] [--deals 19]
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from real import trained
 
 from halflife.batches import Batch
-from halflife.cli import CONFIG_DIR
+from halflife.compare import akaike, configured
 from halflife.curves import readable_log
-from halflife.decay.configured import kernels
 from halflife.decay.kernel import Kernel
 from halflife.estimate import estimate, fit_likelihood, put
 from halflife.likelihood import Likelihood
@@ -40,33 +38,15 @@ ASKED = [
 Array = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A refit of the training split: the parameters that count, and −log L without any prior (nats)."""
-
-    found: dict[str, Any]
-    loss: float
-
-    @property
-    def aic(self) -> float:
-        """2 (parameters − log L), groups counted as far as the log moves them."""
-        return float(2 * (self.found["parameters_effective"] + self.loss))
-
-
-def configured(*overrides: str) -> Kernel:
-    """The kernel that a command line asks for."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return kernels(compose("train", overrides=list(overrides)).decay)[0]
-
-
-def refitted(module: Any, data: Any, likelihood: Likelihood, kernel: Kernel) -> Fitted:
-    """A kernel with scale, bias and sink at its minimum, vectors held."""
+def refitted(module: Any, data: Any, likelihood: Likelihood, kernel: Kernel) -> tuple[dict[str, Any], float]:
+    """What decay.json says of a kernel refitted with scale, bias and sink, vectors held; and the AIC."""
     kernel.bind(data.store)
     own = likelihood.with_decay(kernel)
     fit = fit_likelihood(own)
     module.decay = kernel
     put(module, fit)
-    return Fitted(estimate(module, fit), float(own.per_impression(fit.point.theta).sum()))
+    found = estimate(module, fit)
+    return found, akaike({**found, "log_likelihood": -own.loss(fit.point.theta)})
 
 
 def dealt(batches: list[Batch], by: str, categories: Array, seed: int) -> Iterator[Batch]:
@@ -97,19 +77,19 @@ def one_run(run_dir: Path, by: str, inner: str, deals: int) -> dict[str, Any]:
     module, data = load(run_dir, "fit groups")
     vectors, batches = module.encoder.catalogue(), list(data.sample("train"))
     categories = np.asarray(data.store.item_category).astype(np.int64)
-    words = [f"decay=by_{by}", f"decay@decay.kernel={inner}", "decay.estimate_sd=true"]
+    words = [f"by_{by}", f"decay@decay.kernel={inner}", "decay.estimate_sd=true"]
     likelihood = Likelihood(module, batches, vectors)
-    shared = refitted(module, data, likelihood, configured(f"decay={inner}"))
-    groups = refitted(module, data, likelihood, configured(*words))
+    alike, alike_aic = refitted(module, data, likelihood, configured(inner))
+    groups, groups_aic = refitted(module, data, likelihood, configured(*words))
     gains = []
     for seed in bar(range(1, deals + 1), "deals"):
         other = Likelihood(module, dealt(batches, by, categories, seed), vectors)
-        gains.append(shared.aic - refitted(module, data, other, configured(*words)).aic)
+        gains.append(alike_aic - refitted(module, data, other, configured(*words))[1])
     kept = ("half_lives", "half_lives_intervals", "half_lives_sd", "half_life_days", "status")
     return {
-        "shared_half_life_days": shared.found["half_life_days"],
-        **{k: groups.found.get(k) for k in kept},
-        "gain": shared.aic - groups.aic,
+        "shared_half_life_days": alike["half_life_days"],
+        **{k: groups.get(k) for k in kept},
+        "gain": alike_aic - groups_aic,
         "dealt": gains,
     }
 

@@ -67,10 +67,10 @@ def choices() -> list[str]:
     return sorted(file.stem for file in (CONFIG_DIR / "decay").glob("*.yaml"))
 
 
-def configured(name: str) -> Kernel:
-    """A kernel as `decay=NAME` alone configures it."""
+def configured(name: str, *overrides: str) -> Kernel:
+    """A kernel as `decay=NAME` configures it, alone or with further overrides."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return kernels(compose("train", overrides=[f"decay={name}"]).decay)[0]
+        return kernels(compose("train", overrides=[f"decay={name}", *overrides]).decay)[0]
 
 
 def fits(kernel: Kernel, module: Recommender) -> str:
@@ -169,7 +169,7 @@ def per_user(train: Likelihood, store: Store) -> dict[str, float]:
     kernel.bind(store)
     own = train.with_decay(kernel)
     spread = by_user(own, own.best())
-    return {"sd": spread.sd, "aic": 2 * (spread.value + len(own.names) + 1)}
+    return {"sd": spread.sd, "aic": spread.aic}
 
 
 def told_of_users(run: dict[str, Outcome]) -> list[str]:

@@ -113,27 +113,41 @@ def half_lives(estimate: dict[str, Any]) -> Any:
     """
     from matplotlib.figure import Figure
 
-    unit, groups = estimate["unit"], estimate["half_lives"]
-    ends, planted = estimate.get("half_lives_intervals", {}), estimate.get("half_lives_planted", {})
-    names = surest(estimate)
+    names, every = surest(estimate), len(estimate["half_lives"])
     figure = Figure(figsize=(7, 1.4 + 0.22 * len(names)), layout="constrained", dpi=120)
     axes = figure.subplots()
+    draw_half_lives(axes, estimate, "tab:blue", "tab:orange", "0.4")
+    if len(names) < every:
+        axes.set_xlabel(f"{axes.get_xlabel()}, the surest {len(names)} of {every} groups")
+    readable_log(axes.xaxis)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def draw_half_lives(axes: Any, estimate: dict[str, Any], fitted: str, planted: str, shared: str) -> None:
+    """The groups of `surest`, one above the other, on a logarithmic axis.
+
+    Args:
+        axes: of Matplotlib.
+        estimate: as of `half_lives`.
+        fitted, planted, shared: colours of half-lives and intervals, of what was planted, and of the line at
+            the shared half-life.
+    """
+    unit, groups, names = estimate["unit"], estimate["half_lives"], surest(estimate)
+    ends, known = estimate.get("half_lives_intervals", {}), estimate.get("half_lives_planted", {})
     for at, name in enumerate(names):
         if name in ends:
-            axes.plot(ends[name], [at, at], color="tab:blue", lw=2, label=None if at else "95 % interval")
-        axes.plot(groups[name], at, "o", color="tab:blue", ms=5)
-        if name in planted:
-            label = None if any(n in planted for n in names[:at]) else "planted"
-            axes.plot(planted[name], at, "|", color="tab:orange", ms=12, mew=2, label=label)
-    if (shared := estimate[f"half_life_{unit}"]) is not None:
-        text = f"shared: {shared:.3g} {unit}{short(shared, unit)}"
-        axes.axvline(shared, color="0.4", lw=1, ls="--", label=text)
+            axes.plot(ends[name], [at, at], color=fitted, lw=2, label=None if at else "95 % interval")
+        axes.plot(groups[name], at, "o", color=fitted, ms=5)
+        if name in known:
+            label = None if any(n in known for n in names[:at]) else "planted"
+            axes.plot(known[name], at, "|", color=planted, ms=12, mew=2, label=label)
+    if (middle := estimate[f"half_life_{unit}"]) is not None:
+        text = f"shared: {middle:.3g} {unit}{short(middle, unit)}"
+        axes.axvline(middle, color=shared, lw=1, ls="--", label=text)
     axes.set_yticks(range(len(names)), names)
-    some = f", the surest {len(names)} of {len(groups)} groups" if len(names) < len(groups) else ""
-    axes.set(xscale="log", xlabel=f"half-life ({'days' if unit == 'days' else 'newer clicks'}){some}")
-    readable_log(axes.xaxis)
-    axes.legend(frameon=False, loc="lower right")
-    return figure
+    axes.set(xscale="log", xlabel=f"half-life ({'days' if unit == 'days' else 'newer clicks'})")
 
 
 def surest(estimate: dict[str, Any]) -> list[str]:
@@ -148,11 +162,11 @@ def surest(estimate: dict[str, Any]) -> list[str]:
     return sorted(narrow[:GROUPS_DRAWN], key=lambda g: groups[g])
 
 
-def readable_log(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 of each decade, in plain numbers."""
+def readable_log(axis: Any, most: int | None = None) -> None:
+    """Ticks at 1, 2 and 5 of each decade, in plain numbers; at most so many, or what there is room for."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=most))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

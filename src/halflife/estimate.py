@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,6 +46,16 @@ class Fit:
     bend: Tensor
     gain: float | None
     held_out: "Fit | None" = None
+
+    @cached_property
+    def inverse(self) -> tuple[Tensor, Tensor] | None:
+        """Of the Hessian: `inverse`."""
+        return inverse(self.bend)
+
+    @cached_property
+    def variance(self) -> Tensor | None:
+        """Of the free parameters: `sandwich`."""
+        return sandwich(self)
 
 
 def refit(
@@ -135,10 +146,9 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         "identified": False,
         "parameters": {n: p.detach().tolist() for n, p in module.decay.named_parameters()},
     }
-    variance = None if fit is None else sandwich(fit)
-    out |= of_groups(module.decay, fit, variance)
-    if module.candidate_decay is not None and module.candidate_decay.half_life is not None:
-        out |= of_candidates(module.candidate_decay, fit, variance)
+    out |= of_groups(module.decay, fit)
+    if module.candidate_decay is not None:
+        out |= of_candidates(module.candidate_decay, fit)
     if fit is not None:
         out["parameters_effective"] = parameters_effective(fit.likelihood, fit.point.theta)
     if half_life is None or value is None:
@@ -155,7 +165,7 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
     held -= {n.removeprefix("decay.") for n in fit.likelihood.names}
     sample += "; half-lives of groups held as training left them, too many to refit" if held else ""
     out["log_likelihood_over_no_decay"] = fit.gain
-    sd, why = sd_log_half_life(module.decay, fit, variance)
+    sd, why = sd_log_half_life(module.decay, fit)
     if sd is None:
         nothing = {f"half_life_{module.unit}": None, "status": "not_identified"}
         return {**out, **nothing, "how": f"not identified: {why}{sample}"}
@@ -170,12 +180,17 @@ def estimate(module: Recommender, fit: Fit | None) -> dict[str, Any]:
         put(module, fit)
         kept = (f"half_life_{module.unit}", "low", "high", "status")
         out["held_out"] = {key: beside[key] for key in kept}
-    low, high = value * math.exp(-Z * sd), value * math.exp(Z * sd)
+    low, high = wald(value, sd)
     found = {"low": low, "high": high, "sd_log_half_life": sd, "identified": True}
     return {**out, **found, "status": "estimated", "how": how}
 
 
-def of_groups(decay: Kernel, fit: Fit | None, variance: Tensor | None) -> dict[str, Any]:
+def wald(half_life: float, sd: float) -> tuple[float, float]:
+    """The ends of log h ± 1.96 · sd, as half-lives."""
+    return half_life * math.exp(-Z * sd), half_life * math.exp(Z * sd)
+
+
+def of_groups(decay: Kernel, fit: Fit | None) -> dict[str, Any]:
     """The half-life of each group, their spread and their intervals, be the shared one told or not."""
     groups = decay.half_lives()
     if not groups:
@@ -187,28 +202,28 @@ def of_groups(decay: Kernel, fit: Fit | None, variance: Tensor | None) -> dict[s
     intervals = {}
     for name, h in groups.items():
         slope = None if fit is None else slope_in(h.log(), decay, fit)
-        if slope is not None and variance is not None:
-            sd = float((slope @ variance @ slope).clamp_min(0).sqrt())
+        if slope is not None and fit is not None and fit.variance is not None:
+            sd = float((slope @ fit.variance @ slope).clamp_min(0).sqrt())
             if 0 < sd < math.inf:
-                intervals[name] = [float(h.detach()) * math.exp(sign * Z * sd) for sign in (-1, 1)]
+                intervals[name] = list(wald(float(h.detach()), sd))
     return out | ({"half_lives_intervals": intervals} if intervals else {})
 
 
-def of_candidates(kernel: Kernel, fit: Fit | None, variance: Tensor | None) -> dict[str, Any]:
+def of_candidates(kernel: Kernel, fit: Fit | None) -> dict[str, Any]:
     """The half-life of the candidates' own fading, with interval and status as those of clicks."""
     half_life = kernel.half_life
     if half_life is None:
-        raise AssertionError("asked of a kernel without half-life")
+        return {}
     value, name = float(half_life.detach()), "candidate_half_life_days"
     if not half_life.requires_grad:
         return {name: value, "candidate_status": "fixed"}
     if fit is None:
         return {name: value, "candidate_status": "not_refitted"}
-    sd, why = sd_log_half_life(kernel, fit, variance, "candidate_decay")
+    sd, why = sd_log_half_life(kernel, fit, "candidate_decay")
     if sd is None:
         return {name: None, "candidate_status": "not_identified", "candidate_how": f"not identified: {why}"}
-    ends = {"candidate_low": value * math.exp(-Z * sd), "candidate_high": value * math.exp(Z * sd)}
-    return {name: value, "candidate_status": "estimated", **ends}
+    low, high = wald(value, sd)
+    return {name: value, "candidate_status": "estimated", "candidate_low": low, "candidate_high": high}
 
 
 def parameters_effective(likelihood: Likelihood, theta: Tensor) -> float:
@@ -249,15 +264,15 @@ def sandwich(fit: Fit) -> Tensor | None:
     Args:
         fit: of `fit_likelihood`.
     """
-    found = inverse(fit.bend)
-    if found is None:
+    if fit.inverse is None:
         return None
+    bends, _ = fit.inverse
     gradient = fit.gradient - fit.gradient.mean(0)
     owner = clusters(fit.likelihood.user)
     per_user = torch.zeros(int(owner.max()) + 1, gradient.shape[1], dtype=torch.float64)
     per_user.index_add_(0, owner, gradient)
     _, prior = fit.likelihood.prior(fit.point.theta)
-    return found[0] @ (per_user.T @ per_user + prior) @ found[0]
+    return bends @ (per_user.T @ per_user + prior) @ bends
 
 
 def inverse(bend: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -314,31 +329,27 @@ def slope_in(value: Tensor, decay: Kernel, fit: Fit, of: str = "decay") -> Tenso
     return slope
 
 
-def sd_log_half_life(
-    decay: Kernel, fit: Fit, variance: Tensor | None, of: str = "decay"
-) -> tuple[float | None, str]:
+def sd_log_half_life(decay: Kernel, fit: Fit, of: str = "decay") -> tuple[float | None, str]:
     """Sandwich standard deviation of the log half-life, or None and the reason.
 
     Args:
         decay: at the values of the fit.
         fit: of `fit_likelihood`.
-        variance: of `sandwich`.
         of: as of `slope_in`.
     """
-    found = inverse(fit.bend)
-    if variance is None or found is None:
+    if fit.variance is None or fit.inverse is None:
         return None, "the training loss has no minimum in the half-life"
     slope = None if decay.half_life is None else slope_in(decay.half_life.log(), decay, fit, of)
     if slope is None:
         return None, "the half-life does not depend on what is learned"
-    bends, flat = found
+    bends, flat = fit.inverse
     if float((slope @ flat).norm()) > NOTHING * float(slope.norm()):
         return None, "the training loss no longer changes with the half-life"
     prior, _ = fit.likelihood.prior(fit.point.theta)
     move = -float(slope @ bends @ (fit.gradient.sum(0) + prior))
     if abs(move) > STILL_MOVING:
         return None, f"the training loss keeps falling as the half-life {'grows' if move > 0 else 'shrinks'}"
-    sd = float((slope @ variance @ slope).clamp_min(0).sqrt())
+    sd = float((slope @ fit.variance @ slope).clamp_min(0).sqrt())
     if sd == 0 or not math.isfinite(sd):
         return None, "the half-life does not enter the training loss"
     if sd > LARGEST_SD:

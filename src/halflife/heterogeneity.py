@@ -23,6 +23,11 @@ class Spread(Point):
 
     sd: float
 
+    @property
+    def aic(self) -> float:
+        """2 (parameters − log L); the spread is one of them."""
+        return 2 * (self.value + len(self.theta) + 1)
+
 
 def by_user(likelihood: Likelihood, point: Point) -> Spread:
     """The minimum of the marginal −log L when each user's half-life is h · e^(sd·z), z ~ Normal(0, 1).

@@ -78,6 +78,7 @@ class Likelihood:
         whole = (gathered(b.to("cpu"), vectors, module.interest.bilinear) for b in batches)
         self._parts = joined([piece for part in whole for piece in pieces(part)])
         self.user = torch.cat([p.batch.user for p in self._parts])
+        self._no_decay: list[float] = []  # found once, for every kernel on these impressions: copies share it
 
     def with_decay(self, decay: Kernel) -> "Likelihood":
         """The same impressions under another kernel, everything else where θ starts."""
@@ -277,6 +278,7 @@ class Likelihood:
         if every <= 1:
             return self
         thin = copy.copy(self)
+        thin._no_decay = []
         thin._parts = joined([rows_of(part, slice(None, None, every)) for part in self._parts])
         thin.user = torch.cat([part.batch.user for part in thin._parts])
         return thin
@@ -333,8 +335,10 @@ class Likelihood:
 
     def no_decay(self) -> float:
         """−log L of the same impressions at the minimum where no past click fades (nats)."""
-        plain = self.with_decay(NoDecay())
-        return plain.loss(plain.minimise(plain.start).theta)
+        if not self._no_decay:
+            plain = self.with_decay(NoDecay())
+            self._no_decay.append(plain.loss(plain.minimise(plain.start).theta))
+        return self._no_decay[0]
 
     def without_decay(self, theta: Tensor) -> Point | None:
         """The minimum at an endless half-life, or None where the kernel's is not free; a part of some kernels

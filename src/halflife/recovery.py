@@ -107,7 +107,7 @@ def one_log(settings: dict[str, Any], seed: int) -> dict[str, Any]:
                     aic[name] = 2 * (point.value + len(other.names))
             if cfg.by_user:
                 spread = by_user(likelihood, fit.point)
-                aic[f"{cfg.kernel} by user"] = 2 * (spread.value + len(likelihood.names) + 1)
+                aic[f"{cfg.kernel} by user"] = spread.aic
             topics = None
             if cfg.by_topic:
                 topics, aic[f"{cfg.kernel} by topic"] = by_topic(cfg, module, data, likelihood)
@@ -204,10 +204,8 @@ def summarise(rows: list[dict[str, Any]], cfg: DictConfig) -> dict[str, Any]:
     """
     good = [r for r in rows if "failure" not in r]
     told = [r for r in good if r["identified"]]
-    logs = np.array([math.log(r["half_life_days"]) for r in told])
-    planted = math.log(cfg.half_life_days)
-    covered = sum(r["low"] <= cfg.half_life_days <= r["high"] for r in told)
-    sd = float(logs.std(ddof=1)) if len(logs) > 1 else None
+    against = agreement([(cfg.half_life_days, r["half_life_days"], r["low"], r["high"]) for r in told])
+    sd = against["sd_log_half_life"]
     return {
         "planted": {
             k: cfg[k]
@@ -216,17 +214,30 @@ def summarise(rows: list[dict[str, Any]], cfg: DictConfig) -> dict[str, Any]:
         "vectors": cfg.vectors,
         "seeds": len(rows),
         "impressions": float(np.mean([r["impressions"] for r in good])) if good else None,
-        "bias": math.expm1(float(logs.mean()) - planted) if len(logs) else None,
-        "bias_se": sd / math.sqrt(len(logs)) if sd is not None else None,
-        "sd_log_half_life": sd,
+        **against,
+        "bias_se": sd / math.sqrt(len(told)) if sd is not None else None,
         "stated_sd_log_half_life": float(np.mean([r["sd_log_half_life"] for r in told])) if told else None,
-        "coverage": covered / len(told) if told else None,
-        "coverage_interval": wilson(covered, len(told)) if told else None,
+        "coverage_interval": wilson(round(against["coverage"] * len(told)), len(told)) if told else None,
         "not_identified": len(good) - len(told),
         "failures": len(rows) - len(good),
         "chosen_kernel": dict(Counter(r["chosen"] for r in good)),
         "topics": topics_together([r["topics"] for r in good if r["topics"]]),
         "logs": rows,
+    }
+
+
+def agreement(told: list[tuple[float, float, float, float]]) -> dict[str, Any]:
+    """Bias, sd of log half-life and coverage of estimates; None where there are none, or one for an sd.
+
+    Args:
+        told: planted and fitted half-life, and the interval's ends.
+    """
+    off = np.array([math.log(fitted / planted) for planted, fitted, _, _ in told])
+    held = [low <= planted <= high for planted, _, low, high in told]
+    return {
+        "bias": math.expm1(float(off.mean())) if told else None,
+        "sd_log_half_life": float(off.std(ddof=1)) if len(told) > 1 else None,
+        "coverage": sum(held) / len(held) if told else None,
     }
 
 
@@ -240,13 +251,9 @@ def topics_together(logs: list[dict[str, Any]]) -> dict[str, Any] | None:
         return None
     each = [t for log in logs for t in log["by_topic"].values() if t["planted"] is not None]
     told = [t for t in each if t["low"] is not None]
-    off = np.array([math.log(t["fitted"] / t["planted"]) for t in told])
-    covered = sum(t["low"] <= t["planted"] <= t["high"] for t in told)
     return {
         "topics": len(each),
-        "bias": math.expm1(float(off.mean())) if told else None,
-        "sd_log_half_life": float(off.std(ddof=1)) if len(told) > 1 else None,
-        "coverage": covered / len(told) if told else None,
+        **agreement([(t["planted"], t["fitted"], t["low"], t["high"]) for t in told]),
         "sd_between": float(np.mean([log["sd"] for log in logs])),
         "not_identified": len(each) - len(told),
     }

@@ -213,19 +213,19 @@ def noted(module: Recommender, fitted: dict[str, Any], store: Store) -> str | No
     """What to say of a half-life that is stated, in one line; None where there is nothing."""
     if fitted["status"] != "estimated":
         return None
-    times = store.event_time
-    span_days = float(times.max() - times.min()) / DAY_S if len(times) else 0.0
-    notes = [unsettled(module) or bent(fitted), beyond(fitted, span_days)]
+    notes = [unsettled(module) or bent(fitted), beyond(fitted, store)]
     return "; ".join(filter(None, notes)) or None
 
 
-def beyond(fitted: dict[str, Any], span_days: float) -> str | None:
-    """What to say of a half-life that is longer than the log: no click in it has faded to a half.
-
-    >>> beyond({"unit": "days", "half_life_days": 46.0}, 20.0)
-    'the half-life is longer than the log (20 days): it rests on the shape of the kernel'
-    """
-    if fitted["unit"] != "days" or fitted["half_life_days"] <= span_days:
+def beyond(fitted: dict[str, Any], store: Store) -> str | None:
+    """What to say of a half-life that is longer than the log: no click in it has faded to a half."""
+    half_life = fitted.get("half_life_days")
+    # impressions are in order, so that most logs need no pass over their events
+    shown = (store.impression_time[-1] - store.impression_time[0]) / DAY_S
+    if half_life is None or half_life <= shown:
+        return None
+    span_days = float(store.event_time.max() - store.event_time.min()) / DAY_S
+    if half_life <= span_days:
         return None
     return f"the half-life is longer than the log ({span_days:.3g} days): it rests on the shape of the kernel"
 

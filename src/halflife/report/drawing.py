@@ -10,7 +10,6 @@ import matplotlib
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from halflife.report.page import Picture
 
@@ -71,13 +70,6 @@ def inline(svg: str, name: str, alt: str) -> str:
     title = f"<title>{escape(alt)}</title>"
     svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', lambda m: f"{about}{m[1]}>{title}", svg, count=1)
     return svg.replace(INK, "currentColor")
-
-
-def plain_log(axis: Any) -> None:
-    """Plain numbers on a logarithmic axis, few enough not to touch."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def grid(axes: Axes) -> None:

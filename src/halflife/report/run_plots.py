@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from halflife.curves import surest
-from halflife.report.drawing import COLORS, GREY, grid, picture, plain_log
+from halflife.curves import draw_half_lives, readable_log, surest
+from halflife.report.drawing import COLORS, GREY, grid, picture
 from halflife.report.page import Picture
 from halflife.report.predictions import Bin, Slice
 
@@ -64,26 +64,16 @@ def half_lives(decay: dict[str, Any]) -> Picture:
         decay: of `decay.json`, of a kernel with groups.
     """
     unit, groups, shown = decay["unit"], decay["half_lives"], surest(decay)
-    ends, planted = decay.get("half_lives_intervals", {}), decay.get("half_lives_planted", {})
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for at, name in enumerate(shown):
-            if name in ends:
-                axes.plot(ends[name], [at, at], color=COLORS[0], lw=2.2)
-            axes.plot(groups[name], at, "o", color=COLORS[0], ms=4.5)
-            if name in planted:
-                axes.plot(planted[name], at, "|", color=COLORS[1], ms=11, mew=2)
-        if decay[f"half_life_{unit}"] is not None:
-            axes.axvline(decay[f"half_life_{unit}"], color=GREY, lw=1, ls="--")
-        axes.set(xscale="log", yticks=range(len(shown)), yticklabels=shown)
-        axes.set_xlabel("half-life (days)" if unit == "days" else "half-life (newer clicks)")
-        plain_log(axes.xaxis)
+        draw_half_lives(axes, decay, COLORS[0], COLORS[1], GREY)
+        readable_log(axes.xaxis, 7)
         grid(axes)
 
     values = "; ".join(f"{name}: {groups[name]:.3g}" for name in shown)
     some = f", of the surest {len(shown)} of {len(groups)} groups" if len(shown) < len(groups) else ""
-    beside = "; upright strokes, what was planted" if planted else ""
+    beside = "; upright strokes, what was planted" if "half_lives_planted" in decay else ""
     return picture(
         "half-lives",
         f"Half-life ({unit}) of each group: {values}.",
@@ -168,7 +158,7 @@ def profile(found: dict[str, Any]) -> Picture:
         near = y < 12
         axes.set(xscale="log", ylim=(-12, 0.5), xlim=(x[near].min() / 1.3, x[near].max() * 1.3))
         axes.set(xlabel=f"half-life ({unit})", ylabel="log-likelihood below the maximum (nats)")
-        plain_log(axes.xaxis)
+        readable_log(axes.xaxis, 7)
         grid(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(title="95 % intervals")

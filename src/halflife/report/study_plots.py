@@ -7,7 +7,8 @@ import polars
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from halflife.report.drawing import COLORS, GREY, INK, grid, picture, plain_log
+from halflife.curves import readable_log
+from halflife.report.drawing import COLORS, GREY, INK, grid, picture
 from halflife.report.page import Picture
 
 Array = NDArray[Any]
@@ -161,7 +162,7 @@ def over_half_life(
             axes.fill_between(np.exp(grid_at), *ends, color=GREY, alpha=0.25, lw=0, label="95 % of the curve")
             axes.axvspan(low, high, color=COLORS[1], alpha=0.15, lw=0, label="95 % of its best point")
         axes.set(xlabel=half_life, ylabel=objective)
-        plain_log(axes.xaxis)
+        readable_log(axes.xaxis, 7)
         axes.legend(loc="best")
         grid(axes)
 
@@ -207,7 +208,7 @@ def heat_map(done: polars.DataFrame, rate: str, half_life: str, objective: str, 
             axes.pcolormesh(*edges, z, shading="nearest", alpha=0.75, rasterized=True, **colors)
         points = axes.scatter(np.exp(x), np.exp(y), c=value, s=22, edgecolors=INK, linewidths=0.6, **colors)
         axes.set(xscale="log", yscale="log", xlabel=rate, ylabel=half_life)
-        plain_log(axes.yaxis)
+        readable_log(axes.yaxis, 7)
         axes.xaxis.set_major_formatter("{x:g}")
         figure.colorbar(points, ax=axes, label=objective, extend="min" if maximize else "max")
 
